@@ -1,0 +1,241 @@
+"""Every option of a run: typed, documented once, with its unit.
+
+A recipe (`orchestrator/recipes/*.yaml`) or a file of the user's sets any of them, the command line overrides it:
+
+    python jobs/pretrain.py --config demo --train.epochs 2 --data.train 's3://bucket/cc12m/{00000..01242}.tar'
+
+`orchestrator.cli` does the parsing; `Config.validate` finds the combinations that cannot work, before Ray starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """An option, or a combination of options, that cannot work; the message names the key, its value and the cure."""
+
+
+@dataclass
+class DataConfig:
+    """Where the image-text pairs come from and how they are read.
+
+    Parameters
+    ----------
+    train : shard URIs (s3://, gs://, file:// or plain paths); braces ({00000..01242}) and globs (*) are expanded
+    format : webdataset (tar), parquet, or auto (by the file name's ending)
+    caption : where a sample's text is. `auto`: the .txt member, else `caption` in the .json member. `txt`, or the name
+        of a key of the .json member. A list of strings there: one is drawn for each epoch
+    image_column : Parquet: the column of encoded image bytes
+    text_column : Parquet: the column of text, a string or a list of strings
+    manifest : URI of a manifest made before; empty: made at the start of the run and kept with it
+    interleave : shards that one reading task opens at once and draws from at random
+    shuffle_buffer : samples, still encoded, that one reading task shuffles among
+    crop_scale : least share of the largest square's area that a training crop keeps, in (0, 1]
+    jpeg_decode : exact (Pillow, full resolution) or fast (libjpeg-turbo decodes at a reduced scale that stays above the
+        target; benchmarks/RESULTS.md states the difference)
+    max_pixels : largest picture accepted, in pixels, before it is decoded
+    max_reject_share : share of the manifest's samples that may be bad (each counted once) before the run stops, in [0, 1]
+    cpus_per_reader : logical CPUs that one reading task reserves
+    prefetch_batches : local batches that a trainer keeps ready
+    """
+
+    train: list[str] = field(default_factory=list)
+    format: Literal["auto", "webdataset", "parquet"] = "auto"
+    caption: str = "auto"
+    image_column: str = "image"
+    text_column: str = "text"
+    manifest: str = ""
+    interleave: int = 1
+    shuffle_buffer: int = 1000
+    crop_scale: float = 0.9
+    jpeg_decode: Literal["exact", "fast"] = "fast"
+    max_pixels: int = 100_000_000
+    max_reject_share: float = 0.05
+    cpus_per_reader: float = 1.0
+    prefetch_batches: int = 2
+
+
+@dataclass
+class TokenizerConfig:
+    """How captions become tokens.
+
+    Parameters
+    ----------
+    kind : clip (the released vocabulary of 49,408) or trained (byte-pair encoding trained on the run's own captions)
+    vocab_size : entries of a trained vocabulary, specials included; at least 514
+    """
+
+    kind: Literal["clip", "trained"] = "clip"
+    vocab_size: int = 49408
+
+
+@dataclass
+class VisionConfig:
+    """The image tower.
+
+    Parameters
+    ----------
+    kind : vit or resnet (CLIP's modified ResNet)
+    layers : transformer blocks (vit: one number), or bottleneck blocks of each of the four stages (resnet)
+    width : channels of the transformer, or of the ResNet's first stage before its expansion by 4
+    patch_size : vit: pixels a side of a patch
+    heads : attention heads (vit: of each block; resnet: of the attention pool)
+    """
+
+    kind: Literal["vit", "resnet"] = "vit"
+    layers: list[int] = field(default_factory=lambda: [12])
+    width: int = 768
+    patch_size: int = 32
+    heads: int = 12
+
+
+@dataclass
+class TextConfig:
+    """The text tower: a causal transformer read at [EOS].
+
+    Parameters
+    ----------
+    layers : transformer blocks
+    width : channels
+    heads : attention heads
+    context_length : positions, [SOS] and [EOS] included
+    """
+
+    layers: int = 12
+    width: int = 512
+    heads: int = 8
+    context_length: int = 77
+
+
+@dataclass
+class ModelConfig:
+    """The dual encoder.
+
+    Parameters
+    ----------
+    embed_dim : channels of the joint embedding
+    image_size : pixels a side of the square that the image tower sees
+    activation : quick_gelu (x * sigmoid(1.702 x), the released weights') or gelu
+    init_temperature : temperature at the start; the logit scale is its inverse
+    max_logit_scale : the logit scale is clamped here after each step
+    vision, text : the two towers
+    vocab_size : entries of the tokenizer; 0: taken from the tokenizer
+    """
+
+    embed_dim: int = 512
+    image_size: int = 224
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    init_temperature: float = 0.07
+    max_logit_scale: float = 100.0
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    vocab_size: int = 0
+
+
+@dataclass
+class OptimConfig:
+    """AdamW, linear warm-up, cosine decay to zero.
+
+    Parameters
+    ----------
+    lr : learning rate at its peak
+    warmup_steps : optimiser steps from 0 to the peak
+    weight_decay : decoupled; on weight matrices and kernels only, never on gains, biases or the logit scale
+    beta1, beta2, eps : Adam's
+    """
+
+    lr: float = 5e-4
+    warmup_steps: int = 2000
+    weight_decay: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+
+
+@dataclass
+class TrainConfig:
+    """How long, on what, and how safely.
+
+    Parameters
+    ----------
+    epochs : passes over the training data
+    max_steps : optimiser steps at most; 0: as many as the epochs hold
+    global_batch : image-text pairs a step, over all workers; a multiple of num_workers
+    num_workers : training processes
+    device : auto (a GPU a worker where the cluster has any), gpu, or cpu
+    cpus_per_worker : logical CPUs that one training process reserves
+    torch_threads : CPU threads of one training process; 0: this node's cores shared among its training processes
+    precision : fp32 or bf16 (autocast); auto: bf16 on a GPU and on a CPU with bf16 arithmetic, else fp32
+    checkpoint_every : optimiser steps from one checkpoint to the next
+    keep_checkpoints : newest checkpoints kept
+    max_failures : worker failures survived before the run stops
+    log_every : optimiser steps from one line of metrics.jsonl to the next
+    """
+
+    epochs: int = 32
+    max_steps: int = 0
+    global_batch: int = 32768
+    num_workers: int = 1
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    cpus_per_worker: float = 1.0
+    torch_threads: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    max_failures: int = 3
+    log_every: int = 10
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured once training ends.
+
+    Parameters
+    ----------
+    zero_shot : evaluation sets by name: the URI of a folder in CLIP_benchmark's WebDataset layout
+    split : the split of each set that is measured
+    templates : prompt templates with {c} for the class name; empty: the set's own
+    batch_size : pictures embedded at once
+    """
+
+    zero_shot: dict[str, str] = field(default_factory=dict)
+    split: str = "test"
+    templates: list[str] = field(default_factory=list)
+    batch_size: int = 256
+
+
+@dataclass
+class RunConfig:
+    """The run's name and place.
+
+    Parameters
+    ----------
+    name : the run's folder under storage_path; a run of the same name continues from its last checkpoint
+    storage_path : URI or path of the folder of all runs; every node must reach it
+    resume : auto (continue if there is something to continue), must, or never (refuse a name in use)
+    seed : of initial weights, shard order, crops and captions
+    """
+
+    name: str = "run"
+    storage_path: str = "runs"
+    resume: Literal["never", "auto", "must"] = "auto"
+    seed: int = 0
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
