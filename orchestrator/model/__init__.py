@@ -1,0 +1,1 @@
+"""The dual encoder: image and text towers, tokenizer, weights in and out. Imports torch, never Ray."""

@@ -1,0 +1,82 @@
+"""The dual encoder: an image tower, a text tower and one learned scale between them.
+
+Shapes: B batch, R image side, T tokens, W channels of the text tower, D joint embedding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orchestrator.config import ModelConfig
+from orchestrator.model.resnet import ModifiedResNet
+from orchestrator.model.transformer import Transformer
+from orchestrator.model.vit import VisionTransformer
+
+
+class CLIP(nn.Module):
+    """CLIP's image and text towers.
+
+    Parameters
+    ----------
+    config : every size; `vocab_size` must be set
+
+    Source: Radford et al. 2021, sections 2.4 and 2.5.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        vision, text = config.vision, config.text
+        self.visual: VisionTransformer | ModifiedResNet
+        if vision.kind == "vit":
+            self.visual = VisionTransformer(
+                config.image_size,
+                vision.patch_size,
+                vision.width,
+                vision.layers[0],
+                vision.heads,
+                config.embed_dim,
+                config.activation,
+            )
+        else:
+            self.visual = ModifiedResNet(
+                config.image_size, vision.layers, vision.width, vision.heads, config.embed_dim
+            )
+        self.token_embedding = nn.Embedding(config.vocab_size, text.width)
+        self.positional_embedding = nn.Parameter(torch.randn(text.context_length, text.width) * 0.01)
+        self.transformer = Transformer(text.width, text.layers, text.heads, config.activation, causal=True)
+        self.ln_final = nn.LayerNorm(text.width)
+        self.text_projection = nn.Parameter(torch.randn(text.width, config.embed_dim) * text.width**-0.5)
+        # Learned as a logarithm; the multiplier is its exponential.
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.init_temperature)))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def encode_image(self, image_B3RR: Tensor) -> Tensor:
+        """Unit-length image embeddings (B, D) of normalised pictures (B, 3, R, R)."""
+        return F.normalize(self.visual(image_B3RR), dim=-1)
+
+    def encode_text(self, tokens_BT: Tensor) -> Tensor:
+        """Unit-length text embeddings (B, D) of tokens (B, T), zero-padded after [EOS], the highest id.
+
+        The tower runs only up to the last [EOS] of the batch. That is exact: attention is causal, and features are
+        read at [EOS].
+        """
+        eos_B = tokens_BT.argmax(dim=-1)
+        tokens_BT = tokens_BT[:, : int(eos_B.max()) + 1]
+        x_BTW = self.token_embedding(tokens_BT) + self.positional_embedding[: tokens_BT.shape[1]]
+        x_BTW = self.ln_final(self.transformer(x_BTW))
+        x_BW = x_BTW[torch.arange(x_BTW.shape[0], device=x_BTW.device), eos_B]
+        return F.normalize(x_BW @ self.text_projection, dim=-1)
+
+    def forward(self, image_B3RR: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image embeddings (B, D), text embeddings (B, D), and the logit scale (the multiplier)."""
+        return self.encode_image(image_B3RR), self.encode_text(tokens_BT), self.logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Hold the logit scale at or below `max_logit_scale`; call it after each optimiser step."""
+        self.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))

@@ -1,0 +1,134 @@
+"""CLIP's modified ResNet image tower.
+
+Three changes to a ResNet: a stem of three convolutions in place of one, strides made by average pooling before a
+convolution (so that nothing is sampled without a blur), and attention pooling in place of the global average.
+
+Shapes: B batch, R image side, C channels, P positions of the last feature map, H heads, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, (average pool), 1x1 convolutions beside an average-pooled shortcut (ResNet-D)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int):
+        super().__init__()
+        channels_out = channels * EXPANSION
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.downsample: nn.Sequential | None = None
+        if stride > 1 or channels_in != channels_out:
+            self.downsample = nn.Sequential(
+                OrderedDict(
+                    [
+                        ("-1", nn.AvgPool2d(stride) if stride > 1 else nn.Identity()),
+                        ("0", nn.Conv2d(channels_in, channels_out, 1, bias=False)),
+                        ("1", nn.BatchNorm2d(channels_out)),
+                    ]
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = self.bn3(self.conv3(self.avgpool(x)))
+        return F.relu(x + shortcut, inplace=True)
+
+
+class AttentionPool(nn.Module):
+    """One layer of attention whose only query is the mean position.
+
+    Parameters
+    ----------
+    side : positions a side of the feature map
+    channels : C
+    heads : H, divides channels
+    embed_dim : D
+    """
+
+    def __init__(self, side: int, channels: int, heads: int, embed_dim: int):
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(side**2 + 1, channels) * channels**-0.5)
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.c_proj = nn.Linear(channels, embed_dim)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(projection.weight, std=channels**-0.5)
+
+    def forward(self, x_BCss: Tensor) -> Tensor:
+        x_BPC = x_BCss.flatten(2).transpose(1, 2)
+        x_BPC = torch.cat([x_BPC.mean(dim=1, keepdim=True), x_BPC], dim=1) + self.positional_embedding
+        q_BH1h, k_BHPh, v_BHPh = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.q_proj(x_BPC[:, :1]), self.k_proj(x_BPC), self.v_proj(x_BPC))
+        )
+        out_BH1h = F.scaled_dot_product_attention(q_BH1h, k_BHPh, v_BHPh)
+        return self.c_proj(out_BH1h.transpose(1, 2).flatten(2))[:, 0]
+
+
+class ModifiedResNet(nn.Module):
+    """CLIP's ResNet.
+
+    Parameters
+    ----------
+    image_size : R, a multiple of 32
+    layers : bottleneck blocks of each of the four stages
+    width : channels of the first stage, before the expansion by 4
+    heads : of the attention pool
+    embed_dim : D
+
+    Source: Radford et al. 2021, section 2.4; He et al. 2018 (ResNet-D); Zhang 2019 (antialiased strides).
+    """
+
+    def __init__(self, image_size: int, layers: list[int], width: int, heads: int, embed_dim: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        channels = width
+        for stage, blocks in enumerate(layers):
+            modules = []
+            for block in range(blocks):
+                stride = 2 if block == 0 and stage > 0 else 1
+                modules.append(Bottleneck(channels, width * 2**stage, stride))
+                channels = width * 2**stage * EXPANSION
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*modules))
+        self.attnpool = AttentionPool(image_size // 32, channels, heads, embed_dim)
+        # Each block starts as its shortcut alone.
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
+    def feature_map(self, image_B3RR: Tensor) -> Tensor:
+        """The last feature map, (B, C, R/32, R/32)."""
+        x = F.relu(self.bn1(self.conv1(image_B3RR)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x)), inplace=True), 2)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def features(self, image_B3RR: Tensor) -> Tensor:
+        """The features that a linear probe reads: the attention pool's output, (B, D)."""
+        return self(image_B3RR)
+
+    def forward(self, image_B3RR: Tensor) -> Tensor:
+        return self.attnpool(self.feature_map(image_B3RR))

@@ -1,0 +1,49 @@
+"""The Vision Transformer image tower.
+
+Shapes: B batch, R image side, P patches, W channels, D embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.model.transformer import Transformer
+
+
+class VisionTransformer(nn.Module):
+    """ViT with CLIP's one change: a LayerNorm between the embeddings and the transformer.
+
+    Parameters
+    ----------
+    image_size, patch_size : pixels a side; the second divides the first
+    width, layers, heads : of the transformer
+    embed_dim : D
+    activation : quick_gelu or gelu
+
+    Source: Dosovitskiy et al. 2020; Radford et al. 2021, section 2.4.
+    """
+
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, layers: int, heads: int, embed_dim: int, activation: str
+    ):
+        super().__init__()
+        patches = (image_size // patch_size) ** 2
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, activation, causal=False)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+
+    def features(self, image_B3RR: Tensor) -> Tensor:
+        """The features before the projection, (B, W): what a linear probe reads."""
+        patch_BPW = self.conv1(image_B3RR).flatten(2).transpose(1, 2)
+        class_B1W = self.class_embedding.to(patch_BPW.dtype).expand(patch_BPW.shape[0], 1, -1)
+        x_BTW = torch.cat([class_B1W, patch_BPW], dim=1) + self.positional_embedding
+        x_BTW = self.transformer(self.ln_pre(x_BTW))
+        return self.ln_post(x_BTW[:, 0])
+
+    def forward(self, image_B3RR: Tensor) -> Tensor:
+        return self.features(image_B3RR) @ self.proj
