@@ -42,7 +42,7 @@ class DataConfig:
     prefetch_batches : local batches that a trainer keeps ready
     """
 
-    train: list[str] = field(default_factory=list)
+    train: str | list[str] = field(default_factory=list)
     format: Literal["auto", "webdataset", "parquet"] = "auto"
     caption: str = "auto"
     image_column: str = "image"
@@ -239,3 +239,108 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def validate(self) -> None:
+        """Raise ConfigError for the first value or combination that cannot work."""
+        for check in (_check_model, _check_data, _check_training):
+            check(self)
+
+
+def _require(condition: bool, key: str, value: Any, cure: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value!r}: {cure}")
+
+
+def _check_model(config: Config) -> None:
+    model, vision, text = config.model, config.model.vision, config.model.text
+    size = model.image_size
+    if vision.kind == "vit":
+        _require(len(vision.layers) == 1, "model.vision.layers", vision.layers, "a ViT takes one number, e.g. [12]")
+        _require(
+            vision.patch_size > 0 and size % vision.patch_size == 0,
+            "model.vision.patch_size",
+            vision.patch_size,
+            f"must divide model.image_size={size}",
+        )
+        _require(
+            vision.heads > 0 and vision.width % vision.heads == 0,
+            "model.vision.heads",
+            vision.heads,
+            f"must divide model.vision.width={vision.width}",
+        )
+    else:
+        _require(len(vision.layers) == 4, "model.vision.layers", vision.layers, "a ResNet takes four, e.g. [3,4,6,3]")
+        _require(
+            size > 0 and size % 32 == 0, "model.image_size", size, "a ResNet shrinks by 32: take a multiple of 32"
+        )
+        _require(vision.width % 2 == 0, "model.vision.width", vision.width, "must be even (the stem halves it)")
+        _require(
+            vision.heads > 0 and vision.width * 32 % vision.heads == 0,
+            "model.vision.heads",
+            vision.heads,
+            f"must divide the pooled channels, 32 * model.vision.width={vision.width * 32}",
+        )
+    _require(min(vision.layers) > 0, "model.vision.layers", vision.layers, "each must be at least 1")
+    _require(
+        text.heads > 0 and text.width % text.heads == 0,
+        "model.text.heads",
+        text.heads,
+        f"must divide model.text.width={text.width}",
+    )
+    _require(text.context_length >= 3, "model.text.context_length", text.context_length, "at least 3: [SOS] token [EOS]")
+    _require(model.init_temperature > 0, "model.init_temperature", model.init_temperature, "must be above 0")
+    _require(
+        1 / model.init_temperature <= model.max_logit_scale,
+        "model.init_temperature",
+        model.init_temperature,
+        f"its inverse must not exceed model.max_logit_scale={model.max_logit_scale}",
+    )
+    if config.tokenizer.kind == "clip":
+        vocab = config.tokenizer.vocab_size
+        _require(vocab == 49408, "tokenizer.vocab_size", vocab, "the released vocabulary has 49408; set that")
+    else:
+        vocab = config.tokenizer.vocab_size
+        _require(vocab >= 514, "tokenizer.vocab_size", vocab, "at least 514: 2 x 256 byte symbols and 2 specials")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    _require(bool(data.train), "data.train", data.train, "name the training shards, e.g. 's3://bucket/{00000..00099}.tar'")
+    _require(data.interleave >= 1, "data.interleave", data.interleave, "at least 1 shard")
+    _require(data.shuffle_buffer >= 1, "data.shuffle_buffer", data.shuffle_buffer, "at least 1 sample")
+    _require(0 < data.crop_scale <= 1, "data.crop_scale", data.crop_scale, "a share of the area, in (0, 1]")
+    _require(0 <= data.max_reject_share <= 1, "data.max_reject_share", data.max_reject_share, "a share, in [0, 1]")
+    _require(data.max_pixels > 0, "data.max_pixels", data.max_pixels, "at least 1 pixel")
+    _require(data.cpus_per_reader > 0, "data.cpus_per_reader", data.cpus_per_reader, "above 0")
+
+
+def _check_training(config: Config) -> None:
+    train, optim, run = config.train, config.optim, config.run
+    _require(train.num_workers >= 1, "train.num_workers", train.num_workers, "at least 1")
+    _require(
+        train.global_batch >= 2 and train.global_batch % train.num_workers == 0,
+        "train.global_batch",
+        train.global_batch,
+        f"at least 2 and a multiple of train.num_workers={train.num_workers}",
+    )
+    _require(train.epochs >= 1, "train.epochs", train.epochs, "at least 1")
+    _require(train.max_steps >= 0, "train.max_steps", train.max_steps, "0 (no limit) or more")
+    _require(train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1 step")
+    _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")
+    _require(train.log_every >= 1, "train.log_every", train.log_every, "at least 1 step")
+    _require(train.max_failures >= 0, "train.max_failures", train.max_failures, "0 or more")
+    _require(train.cpus_per_worker > 0, "train.cpus_per_worker", train.cpus_per_worker, "above 0")
+    _require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
+    _require(optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "0 or more")
+    _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or more")
+    for key, value in (("optim.beta1", optim.beta1), ("optim.beta2", optim.beta2)):
+        _require(0 <= value < 1, key, value, "in [0, 1)")
+    _require(
+        bool(run.name) and "/" not in run.name and run.name not in (".", ".."),
+        "run.name",
+        run.name,
+        "a folder's name, without '/'",
+    )
+    _require(bool(run.storage_path), "run.storage_path", run.storage_path, "a folder or URI for all runs")
+    for template in config.evaluation.templates:
+        _require("{c}" in template, "evaluation.templates", template, "a template needs {c} for the class name")

@@ -1,0 +1,59 @@
+"""A loaded model that embeds pictures and texts.
+
+Shapes: N pictures or texts, R image side, D embedding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.inference.model_directory import read_model
+from orchestrator.model.pixels import normalize_pixels
+
+
+class Embedder:
+    """A model directory, ready to embed.
+
+    Parameters
+    ----------
+    uri : the model directory
+    device : torch device
+    batch_size : pictures or texts in one forward pass
+    """
+
+    def __init__(self, uri: str, device: str | torch.device = "cpu", batch_size: int = 256):
+        directory = read_model(uri)
+        self.uri = uri
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.tokenizer = directory.tokenizer
+        self.transform = directory.transform
+        self.model = directory.model.to(self.device)
+        self.model.visual.to(memory_format=torch.channels_last)
+
+    @property
+    def logit_scale(self) -> float:
+        """The multiplier that turns cosine similarities into logits."""
+        return float(self.model.logit_scale.detach().exp())
+
+    @torch.inference_mode()
+    def embed_images(self, image_N3RR: np.ndarray) -> Tensor:
+        """Unit-length embeddings (N, D) of preprocessed pictures, uint8 (N, 3, R, R)."""
+        parts = []
+        for start in range(0, len(image_N3RR), self.batch_size):
+            image = torch.from_numpy(np.ascontiguousarray(image_N3RR[start : start + self.batch_size])).to(self.device)
+            pixels = normalize_pixels(image, self.transform.mean, self.transform.std)
+            parts.append(self.model.encode_image(pixels).float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.embed_dim)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Unit-length embeddings (N, D) of texts."""
+        context = self.model.config.text.context_length
+        parts = []
+        for start in range(0, len(texts), self.batch_size):
+            tokens = torch.from_numpy(self.tokenizer(texts[start : start + self.batch_size], context))
+            parts.append(self.model.encode_text(tokens.to(self.device)).float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.embed_dim)
