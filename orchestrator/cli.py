@@ -53,7 +53,7 @@ def parse(argv: list[str], description: str) -> Config:
     parser = build_parser(description)
     try:
         namespace = parser.parse_args(_prepare(list(argv)))
-        config = parser.instantiate_classes(namespace)
+        config = parser.instantiate(namespace)
     except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(_explain(str(error), _keys(Config().as_dict()))) from None
     return Config(**{key: value for key, value in vars(config).items() if key != "config"})

@@ -1,0 +1,30 @@
+# A fresh machine needs Python 3.11 or later, git and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/demo.stamp  ## environment, real data, pretraining on Ray, zero-shot table
+	$(BIN)/python jobs/pretrain.py --config demo
+
+test: $(VENV)/dev.stamp  ## environment and the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/bench.stamp  ## each prints a table of this project beside a peer
+	$(BIN)/python benchmarks/ingest.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# One stamp an extra, so that an environment is brought up to date when pyproject.toml changes.
+$(VENV)/%.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	touch $@
