@@ -129,10 +129,9 @@ def _explain(message: str, parser_keys: list[str]) -> str:
     if unknown is None:
         return re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", line)
     key = ".".join(unknown.groups())
-    close = difflib.get_close_matches(key, parser_keys, n=1, cutoff=0.7)
-    if not close:
-        # The right name in the wrong section, or in none.
-        leaf = key.rsplit(".", 1)[-1]
-        close = [valid for valid in parser_keys if valid.rsplit(".", 1)[-1] == leaf][:1]
+    # The right name in the wrong section, or in none; else the most similar one.
+    leaf = key.rsplit(".", 1)[-1]
+    close = [valid for valid in parser_keys if valid.rsplit(".", 1)[-1] == leaf][:1]
+    close = close or difflib.get_close_matches(key, parser_keys, n=1, cutoff=0.7)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"{key}: no such option{hint} (--help lists all)"

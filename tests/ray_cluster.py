@@ -1,0 +1,94 @@
+"""A Ray cluster of its own, in processes that a test can kill, away from any other on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+RAY = str(Path(sys.executable).with_name("ray"))
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass
+class RayCluster:
+    """Where a cluster listens.
+
+    Parameters
+    ----------
+    address : host:port of its head
+    dashboard : URL that jobs are submitted to
+    environment : of the processes that use it
+    """
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition, timeout_s: float, what: str):
+    """Poll until `condition()` is true and return its value."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.2)
+    raise TimeoutError(f"{what} did not happen within {timeout_s:.0f} s")
+
+
+@contextlib.contextmanager
+def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> Iterator[RayCluster]:
+    """Start a head with a dashboard, yield it, and end just what was started."""
+    port, dashboard_port = free_port(), free_port()
+    full = {**os.environ, **environment, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    full.pop("RAY_ADDRESS", None)
+    log = scratch / "head.log"
+    # /tmp: the sockets' paths must stay short.
+    command = [
+        RAY, "start", "--head", "--block", f"--port={port}", f"--num-cpus={num_cpus}", "--node-ip-address=127.0.0.1",
+        "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
+        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+        f"--temp-dir=/tmp/clip-on-ray-test-{port}", "--object-store-memory=500000000",
+    ]  # fmt: skip
+    with log.open("wb") as out:
+        head = subprocess.Popen(command, env=full, stdout=out, stderr=out, start_new_session=True)
+    url = f"http://127.0.0.1:{dashboard_port}"
+
+    def ready() -> bool:
+        if head.poll() is not None:
+            raise RuntimeError(f"ray start failed:\n{log.read_text()}")
+        try:
+            with urllib.request.urlopen(f"{url}/api/jobs/", timeout=5) as reply:
+                return isinstance(json.load(reply), list)
+        except OSError:
+            return False
+
+    try:
+        wait_until(ready, 90, "the start of a Ray head")
+        yield RayCluster(f"127.0.0.1:{port}", url, {**full, "RAY_ADDRESS": f"127.0.0.1:{port}"})
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+        # Ray's own processes leave the head's process group; they are known by the cluster's folder.
+        subprocess.run(["pkill", "-9", "-f", f"clip-on-ray-test-{port}"], check=False)
+        subprocess.run(["rm", "-rf", f"/tmp/clip-on-ray-test-{port}"], check=False)
