@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import simplejpeg
+from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import ExifTags, Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,6 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 # Fast decoding keeps at least this many decoded pixels for each pixel of the result, along a side.
 FAST_MARGIN = 1.5
+_FAST_BICUBIC = ResizeAlg.convolution(FilterType.catmull_rom)
 
 _ORIENT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,7 +65,9 @@ class ImageTransform:
     ----------
     image_size : R, pixels a side of the square
     crop_scale : least share of the largest square's area that a training crop keeps, in (0, 1]
-    jpeg_decode : exact (Pillow decodes every pixel) or fast (see `_decode_reduced`); other formats are always exact
+    jpeg_decode : exact (Pillow decodes every pixel and resizes) or fast (see `_draft` and `_resize_fast`: 2 to 3 times
+        as fast; on photographs of 0.3, 0.5 and 1 megapixels at R = 224 the mean absolute difference from the exact
+        picture is 0.16, 0.26 and 0.41 of 255); other formats than JPEG are always exact
     max_pixels : largest picture accepted, in pixels, known from its header before it is decoded; Pillow itself refuses
         what has more than 178,956,970
     mean, std : of each channel in [0, 1], for whoever normalises the pixels on the device
@@ -103,11 +106,11 @@ class ImageTransform:
             left = int(rng.integers(width - side, endpoint=True))
             top = int(rng.integers(height - side, endpoint=True))
             box = (left, top, left + side, top + side)
-            reduced = _decode_reduced(source, side / R) if self.jpeg_decode == "fast" else None
-            if reduced is None:
-                picture = _to_rgb(source.image.crop(box)).resize((R, R), Image.Resampling.BICUBIC)
+            if self.jpeg_decode == "fast" and source.is_jpeg:
+                scale = _draft(source.image, side / R)
+                picture = _resize_fast(_to_rgb(source.image), (R, R), box, scale)
             else:
-                picture = _resize_reduced(*reduced, (R, R), box)
+                picture = _to_rgb(source.image.crop(box)).resize((R, R), Image.Resampling.BICUBIC)
             return _to_array(_orient(picture, source.orientation))
 
     def evaluate(self, data: bytes) -> np.ndarray:
@@ -129,9 +132,6 @@ class ImageTransform:
         """
         R = self.image_size
         with _Source(data, self.max_pixels) as source:
-            reduced = None
-            if self.jpeg_decode == "fast" and source.orientation == 1:
-                reduced = _decode_reduced(source, min(source.image.size) / R)
             width, height = source.image.size
             if source.orientation >= 5:
                 width, height = height, width
@@ -139,11 +139,13 @@ class ImageTransform:
             size = (int(R * width / short), int(R * height / short))
             if size[0] * size[1] > self.max_pixels:
                 raise ImageError("too_many_pixels", f"{width}x{height} resized to {size[0]}x{size[1]}")
-            if reduced is None:
+            if self.jpeg_decode == "fast" and source.is_jpeg:
+                scale = _draft(source.image, short / R)
+                upright = _orient(_to_rgb(source.image), source.orientation)
+                picture = _resize_fast(upright, size, (0, 0, width, height), scale)
+            else:
                 upright = _orient(_to_rgb(source.image), source.orientation)
                 picture = upright.resize(size, Image.Resampling.BICUBIC)
-            else:
-                picture = _resize_reduced(*reduced, size, (0, 0, width, height))
             left, top = round((size[0] - R) / 2), round((size[1] - R) / 2)
             return _to_array(picture.crop((left, top, left + R, top + R)))
 
@@ -273,37 +275,33 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decode_reduced(source: _Source, ratio: float) -> tuple[Image.Image, float] | None:
-    """A JPEG decoded by libjpeg-turbo at 1/2, 1/4 or 1/8 of its scale: (picture, scale); None where it cannot be.
+def _draft(image: Image.Image, ratio: float) -> float:
+    """Have libjpeg-turbo decode a JPEG at 1/2, 1/4 or 1/8 of its size, where enough pixels stay; returns that scale.
 
     Parameters
     ----------
+    image : opened and not decoded
     ratio : pixels of the full picture for each pixel of the result, along a side; FAST_MARGIN of them are kept
     """
     factor = 1
     while factor < 8 and ratio / (2 * factor) >= FAST_MARGIN:
         factor *= 2
-    if factor == 1 or not source.is_jpeg or source.image.mode not in ("RGB", "L"):
-        return None
-    width, height = source.image.size
-    try:
-        # Four bytes a pixel is Pillow's own layout: the picture is used in place.
-        pixels = simplejpeg.decode_jpeg(
-            source.data, "RGBX", min_width=-(-width // factor), min_height=-(-height // factor), min_factor=factor
-        )
-    except ValueError:
-        return None  # the exact path decides whether the picture is bad, so that both reject the same ones
-    size = (pixels.shape[1], pixels.shape[0])
-    return Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1), 1 / factor
+    width, height = image.size
+    drafted = image.draft(image.mode, (width // factor, height // factor)) if factor > 1 else None
+    return drafted[1][2] / width if drafted else 1.0
 
 
-def _resize_reduced(
-    image: Image.Image, scale: float, size: tuple[int, int], box: tuple[float, float, float, float]
+def _resize_fast(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], scale: float
 ) -> Image.Image:
-    """Cut `box`, in pixels of the full picture, out of one decoded at `scale`, and resize it."""
+    """Cut `box`, in pixels of the full picture, out of one decoded at `scale`, and resize it with SIMD instructions."""
     left, top, right, bottom = (edge * scale for edge in box)
-    return image.resize(size, Image.Resampling.BICUBIC, (left, top, min(right, image.width), min(bottom, image.height)))
+    crop = CropBox(left, top, min(right, image.width) - left, min(bottom, image.height) - top)
+    resized = Image.new("RGB", size)
+    # A resizer keeps buffers between calls and is not safe to share between threads; a new one costs next to nothing.
+    Resizer().resize_pil(image, resized, ResizeOptions(resize_alg=_FAST_BICUBIC, crop_box=crop))
+    return resized
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image)[:, :, :3].transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
