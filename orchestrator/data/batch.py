@@ -1,0 +1,43 @@
+"""The one place where a batch's shape is defined.
+
+A batch is a dict of numpy arrays, B samples of this worker:
+
+    image    uint8 (B, 3, R, R)    preprocessed, not yet normalised
+    tokens   int32 (B, T)          zero-padded after [EOS]
+    sample   int64 (B,)            which sample of which epoch, packed
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+IMAGE, TOKENS, SAMPLE = "image", "tokens", "sample"
+
+# 15 bits of epoch, 24 of shard, 24 of index fill a positive int64.
+_SHARD_BITS = _INDEX_BITS = 24
+MAX_EPOCHS = 1 << 15
+MAX_SHARDS = 1 << _SHARD_BITS
+MAX_SAMPLES_A_SHARD = 1 << _INDEX_BITS
+
+
+def pack_sample(epoch: int, shard: int, index: int) -> int:
+    """One number for a sample of an epoch.
+
+    Parameters
+    ----------
+    epoch : pass over the data, from 0
+    shard : place in the manifest
+    index : place in the shard, good and bad samples counted alike
+    """
+    if not (0 <= epoch < MAX_EPOCHS and 0 <= shard < MAX_SHARDS and 0 <= index < MAX_SAMPLES_A_SHARD):
+        raise ValueError(f"epoch {epoch}, shard {shard}, index {index}: beyond what a sample's identity can hold")
+    return epoch << (_SHARD_BITS + _INDEX_BITS) | shard << _INDEX_BITS | index
+
+
+def unpack_sample(sample_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, shards and indices of packed samples, each int64 (B,)."""
+    return (
+        sample_B >> (_SHARD_BITS + _INDEX_BITS),
+        sample_B >> _INDEX_BITS & (MAX_SHARDS - 1),
+        sample_B & (MAX_SAMPLES_A_SHARD - 1),
+    )

@@ -1,0 +1,237 @@
+"""Shards -> batches, on Ray Data.
+
+One streaming dataset serves the whole run: its rows are reading units (some shards of one epoch), in the order of the
+epochs, so that no epoch waits for the one before to drain. A reading task turns a unit into decoded, tokenized samples.
+What a sample becomes (crop, caption) is drawn from a generator of its own, so it does not depend on who reads it when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.config import Config, DataConfig
+from orchestrator.data.batch import IMAGE, SAMPLE, TOKENS, pack_sample
+from orchestrator.data.images import ImageError, ImageTransform
+from orchestrator.data.manifest import Manifest, verify
+from orchestrator.data.rejects import RejectLimitExceeded
+from orchestrator.data.shards import RawSample, Reject, read_shard
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from orchestrator.model.tokenizer import Tokenizer
+
+# Reading tasks of a run, at most: beyond that a task reads several units, so that the plan of a long run stays small.
+MAX_TASKS = 4000
+# Decoded bytes of a block. Large enough that moving a block costs little beside decoding it.
+BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read together.
+
+    Parameters
+    ----------
+    epoch : pass over the data, from 0
+    shards : places in the manifest
+    skip : samples of this unit that are left out, in its own order
+    """
+
+    epoch: int
+    shards: tuple[int, ...]
+    skip: int = 0
+
+
+def plan(manifest: Manifest, epochs: int, seed: int, interleave: int, skip_samples: int = 0) -> list[Unit]:
+    """The reading units of a run.
+
+    Parameters
+    ----------
+    manifest : the shards
+    epochs : passes
+    seed : of the shard orders; each epoch has its own
+    interleave : shards of a unit
+    skip_samples : samples consumed before, in the order of the plan
+
+    Returns
+    -------
+    units in reading order, those consumed before left out
+    """
+    units = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(manifest.shards)).tolist()
+        for start in range(0, len(order), interleave):
+            shards = tuple(order[start : start + interleave])
+            samples = sum(manifest.shards[shard].samples for shard in shards)
+            if skip_samples >= samples:
+                skip_samples -= samples
+                continue
+            units.append(Unit(epoch, shards, skip_samples))
+            skip_samples = 0
+    return units
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns units into columns; it travels to every reading task.
+
+    Parameters
+    ----------
+    manifest : the shards
+    config : of the data
+    transform : of the pictures
+    tokenizer : of the captions
+    context_length : T
+    seed : of the run
+    """
+
+    manifest: Manifest
+    config: DataConfig
+    transform: ImageTransform
+    tokenizer: Tokenizer
+    context_length: int
+    seed: int
+
+    def read_unit(self, unit: Unit, on_rejects: Callable[[Sequence[Reject]], None]) -> Iterator[dict[str, np.ndarray]]:
+        """The unit's samples as columns of `orchestrator.data.batch`, some MB at a time.
+
+        Parameters
+        ----------
+        unit : what to read
+        on_rejects : told of the bad samples, once at the end of the unit
+
+        Raises
+        ------
+        ShardChanged, StorageError
+        """
+        rejects: list[Reject] = []
+        rows = max(1, BLOCK_BYTES // (3 * self.transform.image_size**2))
+        images: list[np.ndarray] = []
+        texts: list[str] = []
+        identities: list[int] = []
+        for shard, sample in self._encoded(unit, rejects):
+            rng = np.random.default_rng([self.seed, unit.epoch, shard, sample.index])
+            try:
+                images.append(self.transform.train(sample.image, rng))
+            except ImageError as error:
+                uri = self.manifest.shards[shard].uri
+                rejects.append(Reject(uri, sample.index, sample.key, error.reason, error.detail))
+                continue
+            texts.append(sample.texts[int(rng.integers(len(sample.texts)))])
+            identities.append(pack_sample(unit.epoch, shard, sample.index))
+            if len(images) == rows:
+                yield self._columns(images, texts, identities)
+                images, texts, identities = [], [], []
+        if images:
+            yield self._columns(images, texts, identities)
+        if rejects:
+            on_rejects(rejects)
+
+    def _columns(self, images: list[np.ndarray], texts: list[str], identities: list[int]) -> dict[str, np.ndarray]:
+        return {
+            IMAGE: np.stack(images),
+            TOKENS: self.tokenizer(texts, self.context_length),
+            SAMPLE: np.array(identities, dtype=np.int64),
+        }
+
+    def _encoded(self, unit: Unit, rejects: list[Reject]) -> Iterator[tuple[int, RawSample]]:
+        """The unit's good samples in shuffled order, `skip` of them left out.
+
+        Shuffling encoded samples moves a tenth of the bytes that shuffling decoded ones would.
+        """
+        rng = np.random.default_rng([self.seed, unit.epoch, *unit.shards])
+        buffer: list[tuple[int, RawSample]] = []
+        skip = unit.skip
+        for item in self._interleaved(unit, rng, rejects):
+            if len(buffer) < self.config.shuffle_buffer:
+                buffer.append(item)
+                continue
+            place = int(rng.integers(len(buffer)))
+            item, buffer[place] = buffer[place], item
+            if skip:
+                skip -= 1
+            else:
+                yield item
+        rng.shuffle(buffer)  # type: ignore[arg-type]
+        yield from buffer[skip:]
+
+    def _interleaved(
+        self, unit: Unit, rng: np.random.Generator, rejects: list[Reject]
+    ) -> Iterator[tuple[int, RawSample]]:
+        """Samples of the unit's shards, drawn from them at random."""
+        streams: list[tuple[int, Iterator[RawSample | Reject]]] = []
+        for shard in unit.shards:
+            verify(self.manifest.shards[shard])
+            streams.append((shard, read_shard(self.manifest.shards[shard].uri, self.config)))
+        while streams:
+            choice = int(rng.integers(len(streams)))
+            shard, stream = streams[choice]
+            sample = next(stream, None)
+            if sample is None:
+                del streams[choice]
+            elif isinstance(sample, Reject):
+                rejects.append(sample)
+            else:
+                yield shard, sample
+
+
+class ReadUnits:
+    """What a reading task runs over its rows of units."""
+
+    def __init__(self, reader: Any, units: Any, rejects: Any):
+        self._reader_ref, self._units_ref, self._rejects = reader, units, rejects
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> Iterable[dict[str, np.ndarray]]:
+        import ray
+
+        reader, units = ray.get([self._reader_ref, self._units_ref])
+        for number in rows["id"].tolist():
+            yield from reader.read_unit(units[number], self._report)
+
+    def _report(self, rejects: Sequence[Reject]) -> None:
+        import ray
+
+        why_stop = ray.get(self._rejects.add.remote(rejects))
+        if why_stop:
+            raise RejectLimitExceeded(why_stop)
+
+
+def make_dataset(
+    manifest: Manifest, config: Config, tokenizer: Tokenizer, rejects: Any, skip_samples: int = 0
+) -> ray.data.Dataset:
+    """The whole run's samples, all epochs in sequence, as a streaming dataset.
+
+    Parameters
+    ----------
+    manifest : the shards
+    config : of the run
+    tokenizer : of the captions
+    rejects : actor handle of a RejectActor
+    skip_samples : samples consumed before
+
+    Returns
+    -------
+    dataset with the columns of `orchestrator.data.batch`
+    """
+    import ray
+
+    units = plan(manifest, config.train.epochs, config.run.seed, config.data.interleave, skip_samples)
+    transform = ImageTransform(
+        image_size=config.model.image_size,
+        crop_scale=config.data.crop_scale,
+        jpeg_decode=config.data.jpeg_decode,
+        max_pixels=config.data.max_pixels,
+    )
+    reader = Reader(
+        manifest, config.data, transform, tokenizer, config.model.text.context_length, config.run.seed
+    )
+    # Shared through the object store: a task's own description stays small.
+    read = ReadUnits(ray.put(reader), ray.put(units), rejects)
+    return ray.data.range(len(units), override_num_blocks=min(len(units), MAX_TASKS)).map_batches(
+        read.__call__, batch_size=None, num_cpus=config.data.cpus_per_reader, zero_copy_batch=True
+    )

@@ -1,0 +1,301 @@
+"""A URI becomes a filesystem and a path; nothing else in the project knows s3 from a disk.
+
+`s3://bucket/key`, `gs://bucket/key`, `file:///path` and plain paths. S3 takes the standard AWS chain (environment,
+profile, instance role) and AWS_ENDPOINT_URL, so that other S3 servers work. Credentials appear in no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import itertools
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+
+class StorageError(OSError):
+    """Storage cannot be used; the message names the URI and the cure."""
+
+
+class MissingBucket(StorageError):
+    """The bucket does not exist."""
+
+
+class MissingObject(StorageError):
+    """The bucket or disk is there, the object is not."""
+
+
+class AccessDenied(StorageError):
+    """It is there, but not for these credentials."""
+
+
+class NothingMatches(StorageError):
+    """A pattern that matches no object."""
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Scheme (s3, gs or file) and path (bucket/key, or a path on disk) of a URI."""
+    match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", uri, re.DOTALL)
+    if match is None:
+        return "file", os.path.abspath(os.path.expanduser(uri))
+    scheme, rest = match.group(1).lower(), match.group(2)
+    if scheme == "file":
+        return "file", os.path.abspath(unquote(urlsplit(uri).path))
+    if scheme not in ("s3", "gs"):
+        raise StorageError(f"{uri}: unknown scheme {scheme!r}; use s3://, gs://, file:// or a plain path")
+    if not rest.split("/", 1)[0]:
+        raise StorageError(f"{uri}: no bucket; write {scheme}://bucket/key")
+    return scheme, rest.rstrip("/")
+
+
+def open_location(uri: str) -> tuple[fs.FileSystem, str]:
+    """The pyarrow filesystem of a URI and the path in it."""
+    scheme, path = split(uri)
+    return _filesystem(scheme, _environment_key()), path
+
+
+def join(uri: str, *parts: str) -> str:
+    """A URI below another."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> bool:
+    """Whether there is an object or folder of that name."""
+    with translated(uri):
+        filesystem, path = open_location(uri)
+        return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    raise AssertionError("unreachable")
+
+
+def open_input(uri: str) -> pa.NativeFile:
+    """A stream of the object's bytes, to be closed by the caller."""
+    with translated(uri):
+        filesystem, path = open_location(uri)
+        return filesystem.open_input_stream(path, compression=None)
+    raise AssertionError("unreachable")
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object."""
+    with translated(uri), open_input(uri) as stream:
+        return stream.read()
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def open_output(uri: str) -> Iterator[Any]:
+    """A stream to write an object with; the object appears under its name only when the block ends without an error.
+
+    On a disk that is a temporary file beside it, renamed at the end; object storage makes an object visible only once
+    its upload is complete.
+    """
+    with translated(uri):
+        filesystem, path = open_location(uri)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+            try:
+                with open(temporary, "wb") as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        else:
+            stream = filesystem.open_output_stream(path)
+            try:
+                yield stream
+            except BaseException:
+                # Closing would publish what was written so far.
+                stream.abort() if hasattr(stream, "abort") else None
+                raise
+            stream.close()
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write an object whole or not at all."""
+    with open_output(uri) as stream:
+        stream.write(data)
+
+
+def list_dir(uri: str) -> list[str]:
+    """URIs of the files directly in a folder, sorted."""
+    with translated(uri):
+        filesystem, path = open_location(uri)
+        found = filesystem.get_file_info(fs.FileSelector(path))
+        return sorted(join(uri, info.base_name) for info in found if info.type == fs.FileType.File)
+    raise AssertionError("unreachable")
+
+
+def expand(patterns: str | list[str]) -> list[str]:
+    """Expand braces ({00000..00099}, {a,b}) and then globs (*, ?, [...]) of the file name.
+
+    Returns
+    -------
+    URIs, in the order of the patterns, sorted within a glob, each once
+
+    Raises
+    ------
+    NothingMatches : a glob matches nothing. A name without a glob is not looked up
+    """
+    found: dict[str, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for uri in _expand_braces(pattern):
+            matches = _expand_glob(uri) if re.search(r"[*?\[]", uri) else [uri]
+            if not matches:
+                raise NothingMatches(f"{pattern}: matches no object; look at the spelling and at what the folder holds")
+            found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def s3_client() -> Any:
+    """A boto3 client, for what pyarrow cannot tell: ETags, and which thing is missing."""
+    import boto3
+
+    return boto3.client("s3", **_s3_location())
+
+
+@contextlib.contextmanager
+def translated(uri: str) -> Iterator[None]:
+    """Turn errors of the disk or the object store into this module's, in one line that names the URI."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError:
+        raise _missing(uri) from None
+    except PermissionError as error:
+        raise AccessDenied(f"{uri}: permission denied ({error.strerror or 'by the file system'})") from None
+    except OSError as error:
+        raise _diagnose(uri, error) from None
+
+
+def _missing(uri: str) -> StorageError:
+    scheme, path = split(uri)
+    bucket = path.split("/", 1)[0]
+    if scheme == "s3" and not _bucket_exists(bucket):
+        return MissingBucket(f"{uri}: there is no bucket {bucket!r} here; create it, or check the name and AWS_ENDPOINT_URL")
+    return MissingObject(f"{uri}: no such object; check the name")
+
+
+def _bucket_exists(bucket: str) -> bool:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        s3_client().head_bucket(Bucket=bucket)
+    except ClientError as error:
+        return error.response["ResponseMetadata"]["HTTPStatusCode"] != 404
+    except BotoCoreError:
+        return True  # Unknown; the object is what was asked for.
+    return True
+
+
+def _diagnose(uri: str, error: OSError) -> StorageError:
+    text = " ".join(str(error).split())
+    if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", text):
+        bucket = split(uri)[1].split("/", 1)[0]
+        return MissingBucket(f"{uri}: there is no bucket {bucket!r} here; create it, or check the name and AWS_ENDPOINT_URL")
+    if re.search(r"ACCESS_DENIED|AccessDenied|HTTP response code 403|InvalidAccessKeyId|SignatureDoesNotMatch", text):
+        return AccessDenied(f"{uri}: access denied; check the credentials of the AWS chain and the bucket's policy")
+    if error.errno == 28:
+        return StorageError(f"{uri}: no space left on the disk")
+    return StorageError(f"{uri}: {_without_secrets(text)}")
+
+
+def _without_secrets(text: str) -> str:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        value = os.environ.get(name)
+        if value:
+            text = text.replace(value, "***")
+    return text
+
+
+def _environment_key() -> tuple[str | None, ...]:
+    """What a filesystem depends on, so that one is made anew when the environment changes."""
+    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION",
+             "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # fmt: skip
+    return tuple(os.environ.get(name) for name in names)
+
+
+@functools.lru_cache(maxsize=16)
+def _filesystem(scheme: str, environment: tuple[str | None, ...]) -> fs.FileSystem:
+    if scheme == "file":
+        return fs.LocalFileSystem()
+    if scheme == "gs":
+        return fs.GcsFileSystem()
+    location = _s3_location()
+    options: dict[str, Any] = {"retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=5)}
+    if "region_name" in location:
+        options["region"] = location["region_name"]
+    if "endpoint_url" in location:
+        endpoint = urlsplit(location["endpoint_url"])
+        options.update(endpoint_override=endpoint.netloc, scheme=endpoint.scheme)
+    if os.environ.get("AWS_PROFILE"):
+        # A profile may need the AWS command line's own steps (single sign-on, a role); boto3 knows them all.
+        import boto3
+
+        credentials = boto3.Session().get_credentials()
+        if credentials is not None:
+            frozen = credentials.get_frozen_credentials()
+            options.update(
+                access_key=frozen.access_key, secret_key=frozen.secret_key, session_token=frozen.token
+            )
+    return fs.S3FileSystem(**options)
+
+
+def _s3_location() -> dict[str, str]:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    found = {"endpoint_url": endpoint} if endpoint else {}
+    if region or endpoint:
+        # An S3 server of one's own has no regions, but its clients must name one.
+        found["region_name"] = region or "us-east-1"
+    return found
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    body = match.group(1)
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    if numbers:
+        first, last = numbers.groups()
+        if int(last) < int(first):
+            raise NothingMatches(f"{pattern}: the range {{{body}}} runs backwards")
+        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    else:
+        choices = body.split(",")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return list(itertools.chain.from_iterable(_expand_braces(head + choice + tail) for choice in choices))
+
+
+def _expand_glob(uri: str) -> list[str]:
+    scheme, path = split(uri)
+    if scheme == "file":
+        return sorted(glob.glob(path, recursive=True))
+    folder = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    pattern = re.compile(_glob_to_regex(path))
+    with translated(f"{scheme}://{folder}"):
+        filesystem, _ = open_location(uri)
+        listed = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
+        return sorted(f"{scheme}://{i.path}" for i in listed if i.type == fs.FileType.File and pattern.fullmatch(i.path))
+    raise AssertionError("unreachable")
+
+
+def _glob_to_regex(pattern: str) -> str:
+    """`*` and `?` do not cross a slash, `**` does."""
+    tokens = re.split(r"(\*\*/?|\*|\?|\[[^\]]*\])", pattern)
+    regex = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return "".join(regex.get(t) or (t if t.startswith("[") and t.endswith("]") else re.escape(t)) for t in tokens)
