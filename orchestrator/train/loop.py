@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 def _train(job: Job) -> dict[str, Any]:
     config, train = job.config, job.config.train
     context = ray.train.get_context()
+    # Batches lie in Ray's shared memory, read-only; normalising makes a new tensor and nothing writes to them.
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     torch.set_num_threads(train.torch_threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))

@@ -70,7 +70,7 @@ def pretrain(config: Config) -> RunDirectory:
             f"{config.train.epochs} epochs; lower it or add data"
         )
     run.save(to_yaml(config), manifest, tokenizer)
-    _quiet_ray_data()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
 
     rejects = RejectActor.options(num_cpus=0).remote(  # type: ignore[attr-defined]
         RejectLedger(manifest.samples, config.data.max_reject_share)
@@ -110,7 +110,9 @@ def _remaining_data(
     config: Config, run: RunDirectory, manifest: Manifest, tokenizer: Tokenizer, rejects: ray.actor.ActorHandle
 ) -> ray.data.Dataset:
     """Called anew each time that a group of workers starts: what the restored checkpoint has not consumed."""
-    return make_dataset(manifest, config, tokenizer, rejects, skip_samples=run.position().samples)
+    dataset = make_dataset(manifest, config, tokenizer, rejects, skip_samples=run.position().samples)
+    dataset.context.enable_progress_bars = False  # The run has a progress line of its own.
+    return dataset
 
 
 def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.torch.TorchTrainer:
@@ -193,8 +195,3 @@ def _save_rejects(run: RunDirectory, rejects: ray.actor.ActorHandle) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(ledger.counts.items()))
         print(f"skipped samples: {reasons}; listed in {run.path('rejects.jsonl')}", flush=True)
 
-
-def _quiet_ray_data() -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -12,7 +12,7 @@ import yaml
 from shapes import NAMES, TEMPLATES, pairs
 
 from orchestrator import storage
-from orchestrator.data.shards import ShardWriter
+from orchestrator.data.shard_writers import ShardWriter
 from orchestrator.inference import Embedder
 from ray_cluster import RAY, REPOSITORY, ray_cluster, wait_until
 
