@@ -1,0 +1,77 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass, field
+
+import pytest
+from ray_cluster import free_port, wait_until
+
+# Set before anything imports Ray: tests start clusters of their own and tell nobody.
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+os.environ.pop("RAY_ADDRESS", None)
+
+KEY = "test-access-key"
+SECRET = "test-secret-that-must-never-be-printed"
+
+
+@dataclass
+class S3Server:
+    """A local S3 server and a bucket in it."""
+
+    endpoint: str
+    bucket: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def uri(self, *parts: str) -> str:
+        return "/".join([f"s3://{self.bucket}", *parts])
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert server.poll() is None, "moto_server ended"
+        try:
+            with urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    try:
+        wait_until(answers, 60, "the start of the S3 server")
+        yield endpoint
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch, request):
+    """An S3 server with an empty bucket, named by the environment as a user would."""
+    import boto3
+
+    environment = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    bucket = f"bucket-{abs(hash(request.node.nodeid)) % 10**9}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return S3Server(s3_server, bucket, environment)
