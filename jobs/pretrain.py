@@ -26,7 +26,7 @@ USER_ERRORS = (ConfigError, StorageError, EvaluationSetError, ShardChanged, Trai
 
 def main(argv: list[str]) -> None:
     config = cli.parse(argv, __doc__ or "")
-    if not config.data.train:
+    if config.data.train == "demo":
         demo.fill(config)
     config.validate()
     sets = after_training.open_sets(config.evaluation)

@@ -24,7 +24,8 @@ class DataConfig:
 
     Parameters
     ----------
-    train : shard URIs (s3://, gs://, file:// or plain paths); braces ({00000..01242}) and globs (*) are expanded
+    train : shard URIs (s3://, gs://, file:// or plain paths); braces ({00000..01242}) and globs (*) are expanded.
+        `demo`: the demo's emoji, fetched at the start
     format : webdataset (tar), parquet, or auto (by the file name's ending)
     caption : where a sample's text is. `auto`: the .txt member, else `caption` in the .json member. `txt`, or the name
         of a key of the .json member. A list of strings there: one is drawn for each epoch

@@ -150,8 +150,10 @@ def _groups(stream: Any, uri: str) -> Iterator[tuple[str, dict[str, bytes] | _Ba
             raise
         truncated = str(error)
     if truncated:
-        # What was being read when the data ended cannot be trusted to be whole.
-        yield key or uri, _BadSample(TRUNCATED_SHARD, truncated)
+        # The sample before the cut is kept where it is whole; a lone member says that the cut went through it.
+        if key is not None and len(members) > 1:
+            yield key, bad or members
+        yield uri, _BadSample(TRUNCATED_SHARD, truncated)
     elif key is not None:
         yield key, bad or members
 

@@ -1,0 +1,79 @@
+"""Disks and an S3 server, through one door; and four different answers to four different mistakes."""
+
+import errno
+import os
+
+import pytest
+
+from orchestrator import storage
+
+
+def test_round_trip_on_a_disk_and_in_s3(s3, tmp_path):
+    for root in (str(tmp_path), f"file://{tmp_path}/f", s3.uri("a", "folder")):
+        uri = storage.join(root, "x", "data.bin")
+        assert not storage.exists(uri)
+        storage.write_bytes(uri, b"\x00\x01" * 5000)
+        assert storage.exists(uri)
+        assert storage.read_bytes(uri) == b"\x00\x01" * 5000
+        assert storage.list_dir(storage.join(root, "x")) == [storage.join(root, "x", "data.bin")]
+
+
+def test_expand_braces_and_globs(s3, tmp_path):
+    assert storage.expand("s3://b/{00008..00011}.tar") == [f"s3://b/{n:05d}.tar" for n in range(8, 12)]
+    assert storage.expand(["{a,b}/{0..1}.tar", "c.tar"]) == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar", "c.tar"]
+    for root in (str(tmp_path), s3.uri("glob")):
+        for name in ("1.tar", "0.tar", "0.json"):
+            storage.write_bytes(storage.join(root, name), b"x")
+        assert storage.expand(storage.join(root, "*.tar")) == [storage.join(root, f"{n}.tar") for n in (0, 1)]
+        with pytest.raises(storage.NothingMatches, match=r"\*\.parquet: matches no object"):
+            storage.expand(storage.join(root, "*.parquet"))
+
+
+def test_missing_bucket_and_missing_key_are_told_apart(s3):
+    with pytest.raises(storage.MissingObject, match="no such object"):
+        storage.read_bytes(s3.uri("nothing.tar"))
+    with pytest.raises(storage.MissingBucket, match="no bucket 'not-there'"):
+        storage.read_bytes("s3://not-there/nothing.tar")
+
+
+def test_denied_is_its_own_error_without_the_secret(s3, monkeypatch):
+    """The server refuses; what it says is turned into one line without credentials."""
+    secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
+
+    class Refusing:
+        def open_input_stream(self, path, compression=None):
+            raise OSError(f"When reading: AWS Error ACCESS_DENIED during GetObject: key {secret} refused")
+
+    monkeypatch.setattr(storage, "open_location", lambda uri: (Refusing(), uri))
+    with pytest.raises(storage.AccessDenied) as denied:
+        storage.read_bytes(s3.uri("secret.tar"))
+    assert secret not in str(denied.value) and "\n" not in str(denied.value)
+
+
+def test_an_unknown_scheme_and_a_nameless_bucket():
+    with pytest.raises(storage.StorageError, match="unknown scheme 'ftp'"):
+        storage.read_bytes("ftp://host/x")
+    with pytest.raises(storage.StorageError, match="no bucket"):
+        storage.read_bytes("s3:///x")
+
+
+def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
+    uri = str(tmp_path / "shard.tar")
+    storage.write_bytes(uri, b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(storage.StorageError, match="no space left"):
+        storage.write_bytes(uri, b"new")
+    assert os.listdir(tmp_path) == ["shard.tar"]
+    assert storage.read_bytes(uri) == b"old"
+
+
+def test_an_interrupted_upload_is_not_visible(s3):
+    uri = s3.uri("half.tar")
+    with pytest.raises(RuntimeError, match="interrupted"), storage.open_output(uri) as stream:
+        stream.write(b"x" * 1000)
+        raise RuntimeError("interrupted")
+    assert not storage.exists(uri)
