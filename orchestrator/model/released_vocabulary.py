@@ -7,6 +7,7 @@ is its rank, and the merge that made a token is the last step of encoding it wit
 from __future__ import annotations
 
 import functools
+import itertools
 
 import instant_clip_tokenizer
 
@@ -53,7 +54,7 @@ def released_merges() -> tuple[tuple[str, str], ...]:
 def apply_merges(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding: join the pair of the lowest rank, everywhere, until no pair has a rank."""
     while len(symbols) > 1:
-        pair = min(zip(symbols, symbols[1:], strict=False), key=lambda pair: ranks.get(pair, len(ranks)))
+        pair = min(itertools.pairwise(symbols), key=lambda pair: ranks.get(pair, len(ranks)))
         if pair not in ranks:
             break
         joined: list[str] = []

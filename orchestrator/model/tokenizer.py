@@ -57,7 +57,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, context_length: int = CONTEXT_LENGTH) -> Tokenizer:
-        """A vocabulary trained on texts, in the layout of the released one: bytes, bytes that end a word, merges, specials.
+        """A vocabulary trained on texts, laid out as the released one: bytes, bytes that end a word, merges, specials.
 
         Parameters
         ----------
@@ -88,17 +88,18 @@ class Tokenizer:
 
         Raises
         ------
-        FileNotFoundError, ValueError: there is no such file, or it is not CLIP's kind; the message names it and the cure
+        FileNotFoundError, ValueError: no such file, or not CLIP's kind; the message names it and the cure
         """
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist: name a model directory (such as runs/NAME/final), or write one with Tokenizer.save"
+                f"{path} does not exist: name a model directory (as runs/NAME/final), or write one with Tokenizer.save"
             )
         cure = "copy the file again from the run that made it, or write it with Tokenizer.save"
         try:
             model = json.loads(path.read_text(encoding="utf-8"))["model"]
-            merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+            pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+            merges = [(first, second) for first, second in pairs]
             vocabulary = model["vocab"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no tokenizer of the `tokenizers` library ({error!r}): {cure}") from error
@@ -213,18 +214,19 @@ def _until(tokens: Iterable[int], last: int) -> Iterator[int]:
         yield int(token)
 
 
-def _vocabulary(merges: list[tuple[str, ...]]) -> dict[str, int]:
+def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     symbols = byte_symbols()
     entries = [*symbols, *(symbol + END for symbol in symbols), *("".join(merge) for merge in merges), SOS, EOS]
-    return {entry: number for number, entry in enumerate(entries)}
+    # The trainer may reach one entry by two merges; it is numbered once.
+    return {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
 
 
-def _is_released(merges: list[tuple[str, ...]]) -> bool:
+def _is_released(merges: list[tuple[str, str]]) -> bool:
     digest = hashlib.sha256("\n".join(map(" ".join, merges)).encode()).hexdigest()
     return digest == _RELEASED_MERGES_SHA256
 
 
-def _backend(merges: list[tuple[str, ...]]) -> tokenizers.Tokenizer:
+def _backend(merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
     """CLIP's pipeline in the `tokenizers` library, as transformers' CLIPTokenizerFast builds it."""
     vocabulary = _vocabulary(merges)
     backend = tokenizers.Tokenizer(
