@@ -33,6 +33,7 @@ HARD = [
     "control \x00\x07\x1b[31mred\x1b[0m\x7f characters \x1c\x1f",
     "ﬁne ﬂow ｆｕｌｌ ｗｉｄｔｈ",
     "\ufffd \ufeffbom lone \ud800 surrogate",
+    "<b> &amp;lt; entities twice, where ftfy leaves them alone",
     "<|startoftext|> inside <|ENDOFTEXT|>",
     "http://example.com/a_b-c?d=e&f=g#h #hashtag @user",
     "supercalifragilisticexpialidocious antidisestablishmentarianism aaaaaaaaaaaaaaaaaaaaaaaa",
