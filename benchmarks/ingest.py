@@ -8,16 +8,17 @@ same exact decode; and the upper bound, plain processes that decode pictures fro
 uint8 (B, 3, 224, 224); all but the bound give tokens. Every row of a repeat runs after the other, each in a process of
 its own; figures are medians over repeats.
 
-Images a second are those of the middle half of the stream, from a quarter of the samples to three quarters. A clock that
-starts at the first batch would count what was decoded before it arrived (a whole reading task's blocks, here), and one
-that stops at the last batch what drains from buffers: on 2,000 samples that gave 2.8 times the decode bound. The delay
-of the first batch, and the speed with everything included, are columns of their own.
+Images a second are those of the middle half of the stream, from a quarter of the samples to three quarters. A clock
+that starts at the first batch would count what was decoded before it arrived (a whole reading task's blocks, here), and
+one that stops at the last batch what drains from buffers: on 2,000 samples that gave 2.8 times the decode bound. The
+delay of the first batch, and the speed with everything included, are columns of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import statistics
@@ -39,7 +40,7 @@ BATCH, IMAGE_SIZE, CONTEXT = 256, 224, 77
 S3_KEY = "benchmark"
 
 
-def _config(shards: list[str], decode: str) -> Any:
+def _config(shards: list[str], decode: Any) -> Any:
     from orchestrator.config import Config
 
     config = Config()
@@ -68,7 +69,7 @@ def _ours(shards: list[str], decode: str, cores: int) -> Iterator[int]:
     config = _config(shards, decode)
     # Made once for each run of training, not for each epoch: outside the clock.
     manifest = Manifest([inspect_shard(shard, config.data) for shard in shards])
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     rejects = RejectActor.remote(RejectLedger(manifest.samples, 0.0))  # type: ignore[attr-defined]
     yield 0
     dataset = make_dataset(manifest, config, Tokenizer.clip(), rejects)
@@ -287,10 +288,14 @@ def main() -> None:
     for name, table in (("local", rows), ("S3", through_s3)):
         for row, r in table.items():
             whole = f"{r['whole_images_per_s']:.0f}" if "whole_images_per_s" in r else ""
-            print(f"| {name}: {ROWS[row]} | {r['images_per_s']:.0f} | {r['first_batch_s']:.1f} | {whole} "
-                  f"| {r['peak_mb'] or 0:.0f} |")
-    print(f"| local: {ROWS['ours_exact']}, a quarter of the data | {quarter['images_per_s']:.0f} "
-          f"| {quarter['first_batch_s']:.1f} | {quarter['whole_images_per_s']:.0f} | {quarter['peak_mb']:.0f} |\n")
+            print(
+                f"| {name}: {ROWS[row]} | {r['images_per_s']:.0f} | {r['first_batch_s']:.1f} | {whole} "
+                f"| {r['peak_mb'] or 0:.0f} |"
+            )
+    print(
+        f"| local: {ROWS['ours_exact']}, a quarter of the data | {quarter['images_per_s']:.0f} "
+        f"| {quarter['first_batch_s']:.1f} | {quarter['whole_images_per_s']:.0f} | {quarter['peak_mb']:.0f} |\n"
+    )
 
     speed = {row: measured["images_per_s"] for row, measured in rows.items()}
     goals = {}

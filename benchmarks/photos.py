@@ -2,9 +2,9 @@
 
     python benchmarks/photos.py --samples 2000
 
-scikit-image and scikit-learn carry a dozen photographs in their wheels, so nothing is downloaded. Each sample is a random
-cut of one of them, resized to 0.3 to 0.5 megapixels and saved as the web saves photographs: quality 80 to 95, halved
-chroma. The same numbers give the same shards.
+scikit-image and scikit-learn carry a dozen photographs in their wheels, so nothing is downloaded. Each sample is a
+random cut of one of them, resized to 0.3 to 0.5 megapixels and saved as the web saves photographs: quality 80 to 95,
+halved chroma. The same numbers give the same shards.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ SCIKIT_IMAGE = (
     "rocket.jpg",
 )
 SCIKIT_LEARN = ("china.jpg", "flower.jpg")
-WORDS = (
-    "a photo of the old red small large bright dark close view street temple flower cat coffee cup rocket launch night sky "
-    "galaxy motorcycle garage portrait astronaut smiling cell tissue eye roof tree in on under with and behind near"
+WORDS = (  # noqa: SIM905
+    "a photo of the old red small large bright dark close view street temple flower cat coffee cup rocket "
+    "launch night sky galaxy motorcycle garage portrait astronaut smiling cell tissue eye roof tree in on "
+    "under with and behind near "
 ).split()
 
 
@@ -48,7 +49,9 @@ def _photographs() -> list[Image.Image]:
     import sklearn.datasets
 
     folders = (Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images")
-    paths = [folder / name for folder, names in zip(folders, (SCIKIT_IMAGE, SCIKIT_LEARN), strict=True) for name in names]
+    paths = [
+        folder / name for folder, names in zip(folders, (SCIKIT_IMAGE, SCIKIT_LEARN), strict=True) for name in names
+    ]
     return [Image.open(path).convert("RGB") for path in paths]
 
 

@@ -1,10 +1,10 @@
 """Pretrain CLIP on image-text shards and measure it zero-shot.
 
-    python jobs/pretrain.py                                   # the demo, on this machine
-    python jobs/pretrain.py --config demo --train.epochs 2 --data.train 's3://bucket/cc12m/{00000..01242}.tar'
-    ray job submit --working-dir . -- python jobs/pretrain.py --config demo
-    python jobs/pretrain.py --print_config                    # every option with its value
-    python jobs/pretrain.py --config demo --train.max_steps 5 # smoke: a minute on a laptop
+python jobs/pretrain.py                                   # the demo, on this machine
+python jobs/pretrain.py --config demo --train.epochs 2 --data.train 's3://bucket/cc12m/{00000..01242}.tar'
+ray job submit --working-dir . -- python jobs/pretrain.py --config demo
+python jobs/pretrain.py --print_config                    # every option with its value
+python jobs/pretrain.py --config demo --train.max_steps 5 # smoke: a minute on a laptop
 """
 
 from __future__ import annotations

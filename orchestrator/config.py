@@ -35,10 +35,11 @@ class DataConfig:
     interleave : shards that one reading task opens at once and draws from at random
     shuffle_buffer : samples, still encoded, that one reading task shuffles among
     crop_scale : least share of the largest square's area that a training crop keeps, in (0, 1]
-    jpeg_decode : exact (Pillow, full resolution) or fast (libjpeg-turbo decodes at a reduced scale that stays above the
-        target; benchmarks/RESULTS.md states the difference)
+    jpeg_decode : exact (Pillow, full resolution) or fast (libjpeg-turbo decodes at 1/2, 1/4 or 1/8 while that leaves
+        1.5 times the target, and the resize is SIMD; benchmarks/RESULTS.md states the difference)
     max_pixels : largest picture accepted, in pixels, before it is decoded
-    max_reject_share : share of the manifest's samples that may be bad (each counted once) before the run stops, in [0, 1]
+    max_reject_share : share of the manifest's samples that may be bad (each counted once) before the run stops,
+        in [0, 1]
     cpus_per_reader : logical CPUs that one reading task reserves
     prefetch_batches : local batches that a trainer keeps ready
     """
@@ -271,9 +272,7 @@ def _check_model(config: Config) -> None:
         )
     else:
         _require(len(vision.layers) == 4, "model.vision.layers", vision.layers, "a ResNet takes four, e.g. [3,4,6,3]")
-        _require(
-            size > 0 and size % 32 == 0, "model.image_size", size, "a ResNet shrinks by 32: take a multiple of 32"
-        )
+        _require(size > 0 and size % 32 == 0, "model.image_size", size, "a ResNet shrinks by 32: take a multiple of 32")
         _require(vision.width % 2 == 0, "model.vision.width", vision.width, "must be even (the stem halves it)")
         _require(
             vision.heads > 0 and vision.width * 32 % vision.heads == 0,
@@ -288,7 +287,9 @@ def _check_model(config: Config) -> None:
         text.heads,
         f"must divide model.text.width={text.width}",
     )
-    _require(text.context_length >= 3, "model.text.context_length", text.context_length, "at least 3: [SOS] token [EOS]")
+    _require(
+        text.context_length >= 3, "model.text.context_length", text.context_length, "at least 3: [SOS] token [EOS]"
+    )
     _require(model.init_temperature > 0, "model.init_temperature", model.init_temperature, "must be above 0")
     _require(
         1 / model.init_temperature <= model.max_logit_scale,
@@ -306,7 +307,9 @@ def _check_model(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data = config.data
-    _require(bool(data.train), "data.train", data.train, "name the training shards, e.g. 's3://bucket/{00000..00099}.tar'")
+    _require(
+        bool(data.train), "data.train", data.train, "name the training shards, e.g. 's3://bucket/{00000..00099}.tar'"
+    )
     _require(data.interleave >= 1, "data.interleave", data.interleave, "at least 1 shard")
     _require(data.shuffle_buffer >= 1, "data.shuffle_buffer", data.shuffle_buffer, "at least 1 sample")
     _require(0 < data.crop_scale <= 1, "data.crop_scale", data.crop_scale, "a share of the area, in (0, 1]")

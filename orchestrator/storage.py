@@ -185,7 +185,9 @@ def _missing(uri: str) -> StorageError:
     scheme, path = split(uri)
     bucket = path.split("/", 1)[0]
     if scheme == "s3" and not _bucket_exists(bucket):
-        return MissingBucket(f"{uri}: there is no bucket {bucket!r} here; create it, or check the name and AWS_ENDPOINT_URL")
+        return MissingBucket(
+            f"{uri}: there is no bucket {bucket!r} here; create it, or check the name and AWS_ENDPOINT_URL"
+        )
     return MissingObject(f"{uri}: no such object; check the name")
 
 
@@ -205,7 +207,9 @@ def _diagnose(uri: str, error: OSError) -> StorageError:
     text = " ".join(str(error).split())
     if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", text):
         bucket = split(uri)[1].split("/", 1)[0]
-        return MissingBucket(f"{uri}: there is no bucket {bucket!r} here; create it, or check the name and AWS_ENDPOINT_URL")
+        return MissingBucket(
+            f"{uri}: there is no bucket {bucket!r} here; create it, or check the name and AWS_ENDPOINT_URL"
+        )
     if re.search(r"ACCESS_DENIED|AccessDenied|HTTP response code 403|InvalidAccessKeyId|SignatureDoesNotMatch", text):
         return AccessDenied(f"{uri}: access denied; check the credentials of the AWS chain and the bucket's policy")
     if error.errno == 28:
@@ -248,9 +252,7 @@ def _filesystem(scheme: str, environment: tuple[str | None, ...]) -> fs.FileSyst
         credentials = boto3.Session().get_credentials()
         if credentials is not None:
             frozen = credentials.get_frozen_credentials()
-            options.update(
-                access_key=frozen.access_key, secret_key=frozen.secret_key, session_token=frozen.token
-            )
+            options.update(access_key=frozen.access_key, secret_key=frozen.secret_key, session_token=frozen.token)
     return fs.S3FileSystem(**options)
 
 
@@ -290,7 +292,9 @@ def _expand_glob(uri: str) -> list[str]:
     with translated(f"{scheme}://{folder}"):
         filesystem, _ = open_location(uri)
         listed = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
-        return sorted(f"{scheme}://{i.path}" for i in listed if i.type == fs.FileType.File and pattern.fullmatch(i.path))
+        return sorted(
+            f"{scheme}://{i.path}" for i in listed if i.type == fs.FileType.File and pattern.fullmatch(i.path)
+        )
     raise AssertionError("unreachable")
 
 

@@ -227,9 +227,7 @@ def make_dataset(
         jpeg_decode=config.data.jpeg_decode,
         max_pixels=config.data.max_pixels,
     )
-    reader = Reader(
-        manifest, config.data, transform, tokenizer, config.model.text.context_length, config.run.seed
-    )
+    reader = Reader(manifest, config.data, transform, tokenizer, config.model.text.context_length, config.run.seed)
     # Shared through the object store: a task's own description stays small.
     read = ReadUnits(ray.put(reader), ray.put(units), rejects)
     return ray.data.range(len(units), override_num_blocks=min(len(units), MAX_TASKS)).map_batches(

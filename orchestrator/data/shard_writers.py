@@ -22,7 +22,7 @@ class ShardWriter:
     def __init__(self, uri: str):
         self._stack = contextlib.ExitStack()
         stream = self._stack.enter_context(storage.open_output(uri))
-        self._archive = self._stack.enter_context(tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT))
+        self._archive = self._stack.enter_context(tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT))  # noqa: SIM115
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add a sample: its members by ending (jpg, txt, json, cls ...)."""
@@ -73,7 +73,10 @@ class ParquetShardWriter:
         import pyarrow as pa
 
         if self._rows:
-            columns = [pa.array(column, type=field.type) for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)]
+            columns = [
+                pa.array(column, type=field.type)
+                for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
+            ]
             self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
             self._rows = []
 

@@ -10,7 +10,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def read_shard(uri: str, config: DataConfig, captions: bool = True) -> Iterator[
                 yield Reject(uri, index, key, bad.reason, bad.detail)
 
 
-def count_samples(uri: str, stream: IO[bytes]) -> int:
+def count_samples(uri: str, stream: Any) -> int:
     """How many samples, good and bad, a tar shard holds."""
     return sum(1 for _ in _groups(stream, uri))
 
@@ -163,7 +163,11 @@ def _sample_of(index: int, key: str, members: dict[str, bytes], config: DataConf
     if image is None:
         raise _BadSample(MISSING_IMAGE, f"members: {', '.join(sorted(members))}")
     return RawSample(
-        index, key, image, _texts(members, config.caption) if captions else [], _label(members) if not captions else None
+        index,
+        key,
+        image,
+        _texts(members, config.caption) if captions else [],
+        _label(members) if not captions else None,
     )
 
 

@@ -24,7 +24,9 @@ def open_sets(config: EvaluationConfig) -> list[EvaluationSet]:
     return [open_evaluation_set(name, root, config.split, config.templates) for name, root in config.zero_shot.items()]
 
 
-def evaluate_run(run_uri: str, sets: list[EvaluationSet], config: EvaluationConfig) -> dict[str, dict[str, float | int]]:
+def evaluate_run(
+    run_uri: str, sets: list[EvaluationSet], config: EvaluationConfig
+) -> dict[str, dict[str, float | int]]:
     """Measure `<run>/final` on a node that has a device, and write the result beside it.
 
     Parameters
@@ -93,4 +95,6 @@ def print_table(summary: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _picture(run_uri: str, results: dict[str, ZeroShotResult]) -> bytes:
     examples = {name: result.examples for name, result in results.items()}
-    return draw_predictions(examples, f"{run_uri.rsplit('/', 1)[-1]}: the picture's name above, the model's answers beside")
+    return draw_predictions(
+        examples, f"{run_uri.rsplit('/', 1)[-1]}: the picture's name above, the model's answers beside"
+    )

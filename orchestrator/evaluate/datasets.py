@@ -1,7 +1,7 @@
 """Evaluation sets in CLIP_benchmark's WebDataset layout.
 
-    root/classnames.txt, root/zeroshot_classification_templates.txt    one a line
-    root/<split>/nshards.txt, root/<split>/{0..n-1}.tar                 samples: a picture and .cls
+root/classnames.txt, root/zeroshot_classification_templates.txt    one a line
+root/<split>/nshards.txt, root/<split>/{0..n-1}.tar                 samples: a picture and .cls
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Embedder:
         self.tokenizer = directory.tokenizer
         self.transform = directory.transform
         self.model = directory.model.to(self.device)
-        self.model.visual.to(memory_format=torch.channels_last)
+        self.model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def logit_scale(self) -> float:

@@ -1,10 +1,10 @@
 """The model directory: the one hand-over between training and everything after it.
 
-    model.safetensors           weights and batch-norm statistics
-    config.json                 ModelConfig; written last, so a directory that has it is whole
-    tokenizer.json ...          the tokenizer
-    preprocessor_config.json    the image preprocessing, in Hugging Face's keys
-    README.md                   model card
+model.safetensors           weights and batch-norm statistics
+config.json                 ModelConfig; written last, so a directory that has it is whole
+tokenizer.json ...          the tokenizer
+preprocessor_config.json    the image preprocessing, in Hugging Face's keys
+README.md                   model card
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _read(uri: str, name: str) -> bytes:
         return storage.read_bytes(storage.join(uri, name))
     except storage.MissingObject:
         raise ModelDirectoryError(
-            f"{storage.join(uri, name)}: missing; {uri} is not a whole model directory (a finished run's is <run>/final)"
+            f"{storage.join(uri, name)}: missing; {uri} is not a whole model directory "
+            "(a finished run's is <run>/final)"
         ) from None
 
 

@@ -43,9 +43,7 @@ class CLIP(nn.Module):
                 config.activation,
             )
         else:
-            self.visual = ModifiedResNet(
-                config.image_size, vision.layers, vision.width, vision.heads, config.embed_dim
-            )
+            self.visual = ModifiedResNet(config.image_size, vision.layers, vision.width, vision.heads, config.embed_dim)
         self.token_embedding = nn.Embedding(config.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.randn(text.context_length, text.width) * 0.01)
         self.transformer = Transformer(text.width, text.layers, text.heads, config.activation, causal=True)

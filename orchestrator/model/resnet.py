@@ -124,7 +124,13 @@ class ModifiedResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(image_B3RR)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x)), inplace=True), 2)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in self._stages():
+            x = stage(x)
+        return x
+
+    def _stages(self) -> list[nn.Module]:
+        # Attributes rather than a list, so that parameters keep their published names: layer1.0.conv1.weight.
+        return [self.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
 
     def features(self, image_B3RR: Tensor) -> Tensor:
         """The features that a linear probe reads: the attention pool's output, (B, D)."""

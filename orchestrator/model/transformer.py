@@ -43,9 +43,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BTW: Tensor, causal: bool) -> Tensor:
         qkv = F.linear(x_BTW, self.in_proj_weight, self.in_proj_bias)
-        q_BHTh, k_BHTh, v_BHTh = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
-        )
+        q_BHTh, k_BHTh, v_BHTh = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
         out_BHTh = F.scaled_dot_product_attention(q_BHTh, k_BHTh, v_BHTh, is_causal=causal)
         return self.out_proj(out_BHTh.transpose(1, 2).flatten(2))
 
@@ -81,14 +79,15 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, activation: str, causal: bool):
         super().__init__()
         self.causal = causal
-        self.resblocks = nn.ModuleList([ResidualAttentionBlock(width, heads, activation) for _ in range(layers)])
+        blocks = [ResidualAttentionBlock(width, heads, activation) for _ in range(layers)]
+        self.resblocks = nn.ModuleList(blocks)
         residual_std = width**-0.5 * (2 * layers) ** -0.5
-        for block in self.resblocks:
+        for block in blocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
             nn.init.zeros_(block.attn.out_proj.bias)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
+            nn.init.normal_(block.mlp.get_parameter("c_fc.weight"), std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.get_parameter("c_proj.weight"), std=residual_std)
 
     def forward(self, x_BTW: Tensor) -> Tensor:
         for block in self.resblocks:

@@ -42,7 +42,9 @@ class _Mean(torch.autograd.Function):
         return grad, None
 
 
-def info_nce(image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, workers: dist.ProcessGroup | None = None) -> Tensor:
+def info_nce(
+    image_BD: Tensor, text_BD: Tensor, logit_scale: Tensor, workers: dist.ProcessGroup | None = None
+) -> Tensor:
     """Symmetric InfoNCE over the global batch; each worker computes only its own rows of the similarity matrix.
 
     Parameters

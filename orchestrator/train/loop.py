@@ -19,7 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from orchestrator.config import Config
 from orchestrator.data.batch import unpack_sample
@@ -95,7 +95,7 @@ def _train(job: Job) -> dict[str, Any]:
     # Every process draws the same initial weights.
     torch.manual_seed(config.run.seed)
     model = CLIP(config.model).to(device)
-    model.visual.to(memory_format=torch.channels_last)
+    model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, config.optim)
     state = TrainState()
     checkpoint = ray.train.get_checkpoint()
@@ -178,9 +178,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 def _batches(local_batch: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
     shard = ray.train.get_dataset_shard("train")
     return iter(
-        shard.iter_batches(
-            batch_size=local_batch, batch_format="numpy", drop_last=True, prefetch_batches=prefetch
-        )
+        shard.iter_batches(batch_size=local_batch, batch_format="numpy", drop_last=True, prefetch_batches=prefetch)
     )
 
 
@@ -204,11 +202,9 @@ def _describe_batch(
         gathered = [None] * dist.get_world_size(workers)
         dist.all_gather_object(gathered, sample_B, group=workers)
     epochs, shards, indices = unpack_sample(np.concatenate(gathered))
-    names = [
-        f"{manifest.shards[shard].uri}[{index}]" for shard, index in sorted(zip(shards, indices, strict=True))
-    ]
+    names = [f"{manifest.shards[shard].uri}[{index}]" for shard, index in sorted(zip(shards, indices, strict=True))]
     return (
-        f"the loss became {loss} at step {step} (epoch {epochs.min()}); the weights of the last checkpoint are unharmed. "
+        f"the loss became {loss} at step {step} (epoch {epochs.min()}); the last checkpoint is unharmed. "
         f"Lower optim.lr, lengthen optim.warmup_steps or set train.precision to fp32, and look at the batch's samples: "
         + ", ".join(names)
     )

@@ -1,11 +1,11 @@
 """A run's folder: what is there, what it holds, and whether a run may go on.
 
-    <storage_path>/<name>/
-      config.yaml, manifest.json, tokenizer/     what the run is
-      checkpoint_step_*/                         where it can go on from
-      metrics.jsonl, tensorboard/, rejects.jsonl what happened
-      final/                                     the model directory
-      zero_shot.json, predictions.png            what it can do
+<storage_path>/<name>/
+  config.yaml, manifest.json, tokenizer/     what the run is
+  checkpoint_step_*/                         where it can go on from
+  metrics.jsonl, tensorboard/, rejects.jsonl what happened
+  final/                                     the model directory
+  zero_shot.json, predictions.png            what it can do
 """
 
 from __future__ import annotations

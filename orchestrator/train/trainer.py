@@ -101,8 +101,9 @@ def pretrain(config: Config) -> RunDirectory:
             result = trainer.fit()
         finally:
             _save_rejects(run, rejects)
-    if result.return_value and "error" in result.return_value:
-        raise TrainingStopped(result.return_value["error"])
+    ended: dict = result.return_value or {}  # type: ignore[attr-defined]
+    if "error" in ended:
+        raise TrainingStopped(ended["error"])
     return run
 
 
@@ -120,7 +121,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
     use_gpu = train.device == "gpu" or (train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     filesystem, path = storage.open_location(run.storage_path)
     return ray.train.torch.TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         datasets={"train": dataset},
         scaling_config=ray.train.ScalingConfig(
@@ -189,9 +190,8 @@ def _captions(config: Config, manifest: Manifest) -> Iterator[str]:
 
 
 def _save_rejects(run: RunDirectory, rejects: ray.actor.ActorHandle) -> None:
-    ledger: RejectLedger = ray.get(rejects.ledger.remote())
+    ledger: RejectLedger = ray.get(rejects.ledger.remote())  # type: ignore[assignment]
     storage.write_bytes(run.path("rejects.jsonl"), ledger.to_jsonl().encode())
     if ledger.counts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(ledger.counts.items()))
         print(f"skipped samples: {reasons}; listed in {run.path('rejects.jsonl')}", flush=True)
-

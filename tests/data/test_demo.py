@@ -136,7 +136,9 @@ def test_evaluation_sets_follow_the_layout_and_label_the_right_names(offline_arc
         assert sample.image == picture(int(names[sample.label].split()[-1]), 64, "PNG")
 
 
-def test_the_same_packages_give_the_same_bytes_and_a_second_call_writes_nothing(offline_archives, tmp_path, monkeypatch):
+def test_the_same_packages_give_the_same_bytes_and_a_second_call_writes_nothing(
+    offline_archives, tmp_path, monkeypatch
+):
     for folder in ("one", "two"):
         demo.prepare(str(tmp_path / folder))
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())

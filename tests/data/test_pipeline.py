@@ -145,7 +145,7 @@ BAD = {
 
 
 def test_every_sample_of_every_epoch_once_with_bad_ones_among_them(tmp_path, tokenizer, local_ray):
-    manifest = write_shards(tmp_path, [20, 15, 25], extra=[(reason, members) for reason, members in BAD.items()])
+    manifest = write_shards(tmp_path, [20, 15, 25], extra=list(BAD.items()))
     assert manifest.samples == 60 + len(BAD)
     config = config_of()
     rejects = RejectActor.remote(RejectLedger(manifest.samples, 0.5))

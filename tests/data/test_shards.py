@@ -73,7 +73,7 @@ def test_parquet_round_trip_and_its_bad_rows(tmp_path):
     found = list(read_shard(str(tmp_path / "b.parquet"), config))
     assert isinstance(found[0], RawSample)
     assert [f.reason for f in found[1:]] == [shards.MISSING_IMAGE, shards.MISSING_CAPTION, shards.EMPTY_TEXT]
-    with pytest.raises(storage.StorageError, match="no column 'image' among jpg, alt; set data.image_column"):
+    with pytest.raises(storage.StorageError, match=r"no column 'image' among jpg, alt; set data.image_column"):
         list(read_shard(str(tmp_path / "b.parquet"), DataConfig()))
 
 
@@ -112,7 +112,8 @@ def test_a_truncated_tar_loses_only_what_is_truncated(tmp_path, cut):
     write_tar(whole, [member for n in range(10) for member in good(str(n))])
     data = whole.read_bytes()
     # The archive's end is padding; what counts is where the last sample ends.
-    length = int(tarfile.open(whole).getmembers()[-1].offset_data * cut)
+    with tarfile.open(whole) as archive:
+        length = int(archive.getmembers()[-1].offset_data * cut)
     (tmp_path / "cut.tar").write_bytes(data[:length])
     with tarfile.open(whole) as archive:
         complete = sum(

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import yaml
+from ray_cluster import RAY, REPOSITORY, ray_cluster, wait_until
 from shapes import NAMES, TEMPLATES, pairs
 
 from orchestrator import storage
 from orchestrator.data.shard_writers import ShardWriter
 from orchestrator.inference import Embedder
-from ray_cluster import RAY, REPOSITORY, ray_cluster, wait_until
 
 RECIPE = {
     "run": {"name": "shapes"},

@@ -12,9 +12,7 @@ from orchestrator.model.clip import CLIP
 
 VOCAB, EOS = 99, 98
 TEXT = TextConfig(layers=3, width=32, heads=4, context_length=12)
-VIT = ModelConfig(
-    embed_dim=24, image_size=32, vision=VisionConfig("vit", [2], 48, 8, 6), text=TEXT, vocab_size=VOCAB
-)
+VIT = ModelConfig(embed_dim=24, image_size=32, vision=VisionConfig("vit", [2], 48, 8, 6), text=TEXT, vocab_size=VOCAB)
 RESNET = ModelConfig(
     embed_dim=24, image_size=64, vision=VisionConfig("resnet", [1, 2, 1, 1], 8, 32, 4), text=TEXT, vocab_size=VOCAB
 )
