@@ -44,12 +44,11 @@ class Concept:
     def captions(self) -> list[str]:
         """Captions for training, all different, the plain name first."""
         group = words(self.subcategory)
-        names = [self.name, *self.short_names]
+        # Mostly the name in sentences: captions of many kinds cost the small model more than they teach it.
         captions = [template.replace("{c}", self.name) for template in TEMPLATES]
-        captions += [self.name, f"{self.name}, {group}"]
-        captions += self.short_names
-        captions += [f"an emoji of {name}, {group}" for name in names]
+        captions += [f"{self.name}, {group}", f"an emoji of {self.name}, {group}"]
         captions += [f"an emoji in the category {self.category}: {self.name}"]
+        captions += self.short_names
         return list(dict.fromkeys(captions))
 
 
