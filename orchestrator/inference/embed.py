@@ -25,6 +25,8 @@ class Embedder:
 
     def __init__(self, uri: str, device: str | torch.device = "cpu", batch_size: int = 256):
         directory = read_model(uri)
+        # Filled and bounded by zero_shot_classifier: (class names, templates) -> weights (C, D).
+        self.classifiers: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self.uri = uri
         self.device = torch.device(device)
         self.batch_size = batch_size
