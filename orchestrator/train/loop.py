@@ -24,7 +24,7 @@ from torch import nn
 from orchestrator.config import Config
 from orchestrator.data.batch import unpack_sample
 from orchestrator.data.images import ImageTransform
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.manifest import Manifest, ShardChanged
 from orchestrator.data.rejects import RejectLimitExceeded
 from orchestrator.inference.model_directory import save_model
 from orchestrator.model.clip import CLIP
@@ -78,10 +78,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     except NonFiniteLoss as error:
         return {"error": str(error)}
     except Exception as error:
-        limit = _find_cause(error, RejectLimitExceeded)
-        if limit is None:
+        final = _find_cause(error, (RejectLimitExceeded, ShardChanged))
+        if final is None:
             raise
-        return {"error": str(limit)}
+        return {"error": str(final)}
 
 
 def _train(job: Job) -> dict[str, Any]:
@@ -210,11 +210,11 @@ def _describe_batch(
     )
 
 
-def _find_cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
-    """The error of that kind among the causes; Ray wraps what a task raised."""
+def _find_cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """The error of one of these kinds among the causes; Ray wraps what a task raised."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, kind):
+        if isinstance(error, kinds):
             return error
         seen.add(id(error))
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__

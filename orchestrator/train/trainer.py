@@ -52,7 +52,7 @@ def pretrain(config: Config) -> RunDirectory:
     ------
     ConfigError : `run.resume` does not fit what is in the folder
     StorageError : shards or folder cannot be reached
-    TrainingStopped : a non-finite loss, or more bad samples than data.max_reject_share allows
+    TrainingStopped : a non-finite loss, more bad samples than data.max_reject_share allows, or a shard that changed
     """
     run = RunDirectory(config)
     run.claim(config)

@@ -1,0 +1,90 @@
+"""Runs that must stop: each says why, leaves what it had, and never a model under the final name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import ray
+from shapes import pairs
+
+from orchestrator.config import Config, TextConfig, VisionConfig
+from orchestrator.data.shard_writers import ShardWriter
+from orchestrator.train.trainer import TrainingStopped, pretrain
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def config_for(root: Path, truncated: int = 0) -> Config:
+    """A run on 96 samples in two shards, the first `truncated` of each shard cut in half."""
+    for shard in range(2):
+        with ShardWriter(str(root / "train" / f"{shard}.tar")) as writer:
+            for number, (image, caption, _) in enumerate(pairs(48, seed=shard)):
+                data = image[: len(image) // 2] if number < truncated else image
+                writer.write(f"{number:07d}", {"jpg": data, "txt": caption.encode()})
+    config = Config()
+    config.run.storage_path, config.run.name = str(root / "runs"), "stops"
+    config.data.train = str(root / "train" / "{0..1}.tar")
+    config.data.cpus_per_reader = 0.5
+    config.tokenizer.kind, config.tokenizer.vocab_size = "trained", 530
+    config.model.embed_dim, config.model.image_size = 32, 32
+    config.model.vision = VisionConfig("resnet", [1, 1, 1, 1], 16, 8, 8)
+    config.model.text = TextConfig(1, 32, 2, 16)
+    config.train.epochs, config.train.global_batch, config.train.num_workers = 4, 24, 1
+    config.train.cpus_per_worker, config.train.torch_threads, config.train.checkpoint_every = 0.5, 1, 2
+    config.train.precision = "fp32"
+    config.validate()
+    return config
+
+
+def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_the_checkpoint(local_ray, tmp_path):
+    config = config_for(tmp_path)
+    config.optim.lr, config.optim.warmup_steps = 1e30, 3
+    with pytest.raises(TrainingStopped, match=r"the loss became (nan|inf) at step \d+") as stopped:
+        pretrain(config)
+    named = [name for name in str(stopped.value).split() if ".tar[" in name]
+    assert len(named) == len(set(named)) == config.train.global_batch
+    assert "optim.lr" in str(stopped.value)
+    assert not (tmp_path / "runs" / "stops" / "final").exists()
+
+
+def test_too_many_bad_samples_stop_the_run_and_are_listed(local_ray, tmp_path):
+    config = config_for(tmp_path, truncated=20)
+    config.data.max_reject_share = 0.1
+    with pytest.raises(
+        TrainingStopped, match=r"data\.max_reject_share=0\.1: \d+ of 96 samples are bad \(\d+ truncated"
+    ):
+        pretrain(config)
+    run = tmp_path / "runs" / "stops"
+    rejects = [json.loads(line) for line in (run / "rejects.jsonl").read_text().splitlines()]
+    assert 9 < len(rejects) <= 40
+    assert all(reject["index"] < 20 and reject["reason"].startswith("truncated") for reject in rejects)
+    assert not (run / "final").exists()
+
+
+def test_as_many_bad_samples_as_the_limit_allows_are_skipped(local_ray, tmp_path):
+    config = config_for(tmp_path, truncated=4)
+    config.data.max_reject_share = 0.1
+    run = pretrain(config)
+    assert run.finished
+    assert len((tmp_path / "runs" / "stops" / "rejects.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_shard_that_changed_since_its_manifest_stops_the_run(local_ray, tmp_path):
+    config = config_for(tmp_path)
+    config.train.max_steps = 2
+    run = pretrain(config)
+    config.data.manifest, config.run.name = run.path("manifest.json"), "again"
+    changed = tmp_path / "train" / "1.tar"
+    data = bytearray(changed.read_bytes())
+    data[700] ^= 1
+    changed.write_bytes(data)
+    config.train.max_steps = 0
+    with pytest.raises(TrainingStopped, match=r"1\.tar: its content changed since the run began; restore it"):
+        pretrain(config)
