@@ -120,6 +120,8 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
     train = config.train
     use_gpu = train.device == "gpu" or (train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     filesystem, path = storage.open_location(run.storage_path)
+    # On CPUs, torch's threads share the cores with reading tasks: one that spins while it waits for another that was
+    # displaced takes the core that the other needs.
     return ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
@@ -134,6 +136,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            worker_runtime_env=None if use_gpu else {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
         ),
     )
