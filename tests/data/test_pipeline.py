@@ -126,6 +126,17 @@ def test_a_unit_is_shuffled_and_mixes_its_shards(tmp_path, tokenizer):
     assert columns["tokens"].dtype == np.int32 and columns["tokens"].shape == (80, CONTEXT)
 
 
+@pytest.mark.parametrize("skip", [0, 3, 15, 39])
+def test_a_unit_goes_on_where_it_was_left(tmp_path, tokenizer, skip):
+    """Left while the shuffle buffer (20 samples) was full, and while it drained."""
+    manifest = write_shards(tmp_path, [20, 20])
+    reader = reader_of(manifest, tokenizer)
+    whole, _ = read(reader, Unit(0, (0, 1)))
+    rest, _ = read(reader, Unit(0, (0, 1), skip=skip))
+    for name, column in whole.items():
+        np.testing.assert_array_equal(rest[name], column[skip:])
+
+
 def jpeg(size):
     out = io.BytesIO()
     Image.new("RGB", size, "teal").save(out, "JPEG")
