@@ -12,20 +12,6 @@ from typing import Any
 HELD_OUT_SHARE = 10
 
 TEMPLATES = ("{c}", "an emoji of {c}", "a picture of {c}", "{c}, an emoji")
-# For training alone: more ways to say a name. Captions that say something else cost a small model more than they teach.
-CAPTION_TEMPLATES = (
-    *TEMPLATES,
-    "the {c} emoji",
-    "emoji: {c}",
-    "a drawing of {c}",
-    "a small drawing of {c}",
-    "an icon of {c}",
-    "a symbol of {c}",
-    "a sticker of {c}",
-    "a cartoon of {c}",
-    "{c}, a drawing",
-    "{c}, drawn as an icon",
-)
 CATEGORY_TEMPLATES = ("{c}", "an emoji of {c}", "an emoji in the category {c}")
 
 
@@ -56,12 +42,13 @@ class Concept:
 
     @property
     def captions(self) -> list[str]:
-        """Captions for training, all different, the plain name first."""
-        group = words(self.subcategory)
-        captions = [template.replace("{c}", self.name) for template in CAPTION_TEMPLATES]
-        captions += [f"{self.name}, {group}", f"an emoji in the category {self.category}: {self.name}"]
-        captions += self.short_names[:1]
-        return list(dict.fromkeys(captions))
+        """Captions for training, the plain name first; one is drawn each time, so what stands twice is drawn twice as often.
+
+        Four in five say the name as evaluation does: captions that say something else cost a small model more than
+        they teach it.
+        """
+        named = [template.replace("{c}", self.name) for template in TEMPLATES]
+        return [*named, *named, f"an emoji in the category {self.category}: {self.name}", *self.short_names[:1]]
 
 
 def words(identifier: str) -> str:

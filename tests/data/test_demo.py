@@ -106,7 +106,7 @@ def test_a_training_sample_has_a_picture_a_caption_and_a_list_of_captions(offlin
         text = archive.extractfile(archive.getnames()[1]).read().decode()
         captions = json.load(archive.extractfile(archive.getnames()[2]))["captions"]
     assert captions[0] == text
-    assert len(captions) == len(set(captions)) > 4
+    assert len(set(captions)) > 4
     for sample in read(str(tmp_path / "train" / "00000.tar")):
         assert max(Image.open(io.BytesIO(sample.image)).size) <= demo.LARGEST_SIDE
 
@@ -163,11 +163,11 @@ def test_fill_points_a_configuration_at_the_data_and_leaves_chosen_sets(offline_
     assert chosen.evaluation.zero_shot == {"mine": "s3://bucket/mine"}
 
 
-def test_captions_are_made_of_names_groups_and_categories():
+def test_captions_are_made_of_names_short_names_and_categories():
     captions = concept().captions
     assert captions[0] == "spiral shell"
     assert "shell" in captions
-    assert any("animal marine" in caption for caption in captions)
+    assert sum("spiral shell" in caption for caption in captions) >= 0.8 * len(captions)
     assert any("Animals & Nature" in caption for caption in captions)
 
 
