@@ -42,7 +42,7 @@ class Concept:
 
     @property
     def captions(self) -> list[str]:
-        """Captions for training, the plain name first; one is drawn each time, so what stands twice is drawn twice as often.
+        """Captions for training, the plain name first; what stands twice is drawn twice as often.
 
         Four in five say the name as evaluation does: captions that say something else cost a small model more than
         they teach it.

@@ -203,6 +203,16 @@ class ReadUnits:
             raise RejectLimitExceeded(why_stop)
 
 
+def image_transform(config: Config) -> ImageTransform:
+    """The image preprocessing that a configuration asks for."""
+    return ImageTransform(
+        image_size=config.model.image_size,
+        crop_scale=config.data.crop_scale,
+        jpeg_decode=config.data.jpeg_decode,
+        max_pixels=config.data.max_pixels,
+    )
+
+
 def make_dataset(
     manifest: Manifest, config: Config, tokenizer: Tokenizer, rejects: Any, skip_samples: int = 0
 ) -> ray.data.Dataset:
@@ -223,13 +233,14 @@ def make_dataset(
     import ray
 
     units = plan(manifest, config.train.epochs, config.run.seed, config.data.interleave, skip_samples)
-    transform = ImageTransform(
-        image_size=config.model.image_size,
-        crop_scale=config.data.crop_scale,
-        jpeg_decode=config.data.jpeg_decode,
-        max_pixels=config.data.max_pixels,
+    reader = Reader(
+        manifest,
+        config.data,
+        image_transform(config),
+        tokenizer,
+        config.model.text.context_length,
+        config.run.seed,
     )
-    reader = Reader(manifest, config.data, transform, tokenizer, config.model.text.context_length, config.run.seed)
     # Shared through the object store: a task's own description stays small.
     read = ReadUnits(ray.put(reader), ray.put(units), rejects)
     dataset = ray.data.range(len(units), override_num_blocks=min(len(units), MAX_TASKS)).map_batches(

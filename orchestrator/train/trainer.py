@@ -16,9 +16,8 @@ import ray.train.torch
 from orchestrator import storage
 from orchestrator.cli import to_yaml
 from orchestrator.config import Config
-from orchestrator.data.images import ImageTransform
 from orchestrator.data.manifest import Manifest, Shard, inspect_shard
-from orchestrator.data.pipeline import make_dataset
+from orchestrator.data.pipeline import image_transform, make_dataset
 from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
 from orchestrator.model.tokenizer import Tokenizer
@@ -76,18 +75,12 @@ def pretrain(config: Config) -> RunDirectory:
         RejectLedger(manifest.samples, config.data.max_reject_share)
     )
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
-    transform = ImageTransform(
-        image_size=config.model.image_size,
-        crop_scale=config.data.crop_scale,
-        jpeg_decode=config.data.jpeg_decode,
-        max_pixels=config.data.max_pixels,
-    )
     job = Job(
         config=config,
         run_uri=run.uri,
         manifest=manifest,
         tokenizer=tokenizer,
-        transform=transform,
+        transform=image_transform(config),
         total_steps=total_steps,
         board=board,
         card=model_card(config, manifest),
@@ -122,6 +115,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
     filesystem, path = storage.open_location(run.storage_path)
     # On CPUs, torch's threads share the cores with reading tasks: one that spins while it waits for another that was
     # displaced takes the core that the other needs.
+    environment = {} if use_gpu else {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
     return ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
@@ -131,12 +125,12 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
             use_gpu=use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=config.run.name,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-            worker_runtime_env=None if use_gpu else {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+            worker_runtime_env=environment,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
         ),
     )
