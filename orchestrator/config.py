@@ -50,7 +50,7 @@ class DataConfig:
     image_column: str = "image"
     text_column: str = "text"
     manifest: str = ""
-    interleave: int = 1
+    interleave: int = 4
     shuffle_buffer: int = 1000
     crop_scale: float = 0.9
     jpeg_decode: Literal["exact", "fast"] = "fast"

@@ -14,12 +14,13 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
+
+READ_BUFFER_BYTES = 1 << 20
 
 
 class StorageError(OSError):
@@ -80,7 +81,8 @@ def open_input(uri: str) -> pa.NativeFile:
     """A stream of the object's bytes, to be closed by the caller."""
     with translated(uri):
         filesystem, path = open_location(uri)
-        return filesystem.open_input_stream(path, compression=None)
+        # Whoever reads in small pieces should not ask object storage for each of them.
+        return filesystem.open_input_stream(path, compression=None, buffer_size=READ_BUFFER_BYTES)
     raise AssertionError("unreachable")
 
 
@@ -95,32 +97,28 @@ def read_bytes(uri: str) -> bytes:
 def open_output(uri: str) -> Iterator[Any]:
     """A stream to write an object with; the object appears under its name only when the block ends without an error.
 
-    On a disk that is a temporary file beside it, renamed at the end; object storage makes an object visible only once
-    its upload is complete.
+    It is written under a temporary name beside it (`<name>.<hex>.tmp`) and renamed at the end; in object storage the
+    server copies it, at most 5 GB in S3. pyarrow alone would not do: it publishes what an interrupted upload has sent
+    as soon as the stream is collected.
     """
     with translated(uri):
         filesystem, path = open_location(uri)
-        if isinstance(filesystem, fs.LocalFileSystem):
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        local = isinstance(filesystem, fs.LocalFileSystem)
+        if local:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-            try:
-                with open(temporary, "wb") as stream:
-                    yield stream
+        try:
+            # A disk's stream is Python's own, for its fsync: a rename may reach the disk before what was written.
+            with open(temporary, "wb") if local else filesystem.open_output_stream(temporary) as stream:
+                yield stream
+                if local:
                     stream.flush()
                     os.fsync(stream.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        else:
-            stream = filesystem.open_output_stream(path)
-            try:
-                yield stream
-            except BaseException:
-                # Closing would publish what was written so far.
-                stream.abort() if hasattr(stream, "abort") else None
-                raise
-            stream.close()
+            filesystem.move(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                filesystem.delete_file(temporary)
+            raise
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """Disks and an S3 server, through one door; and four different answers to four different mistakes."""
 
 import errno
+import gc
 import os
 
 import pytest
@@ -41,7 +42,7 @@ def test_denied_is_its_own_error_without_the_secret(s3, monkeypatch):
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
 
     class Refusing:
-        def open_input_stream(self, path, compression=None):
+        def open_input_stream(self, path, **options):
             raise OSError(f"When reading: AWS Error ACCESS_DENIED during GetObject: key {secret} refused")
 
     monkeypatch.setattr(storage, "open_location", lambda uri: (Refusing(), uri))
@@ -71,9 +72,16 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
     assert storage.read_bytes(uri) == b"old"
 
 
-def test_an_interrupted_upload_is_not_visible(s3):
+@pytest.mark.parametrize("size", [1000, 30_000_000])
+def test_an_interrupted_upload_is_never_visible(s3, size):
+    """In one request and in several parts; and not later either, when the stream is collected."""
     uri = s3.uri("half.tar")
     with pytest.raises(RuntimeError, match="interrupted"), storage.open_output(uri) as stream:
-        stream.write(b"x" * 1000)
+        stream.write(b"x" * size)
         raise RuntimeError("interrupted")
-    assert not storage.exists(uri)
+    del stream
+    gc.collect()
+    assert storage.list_dir(f"s3://{s3.bucket}") == []
+    storage.write_bytes(uri, b"whole")
+    assert storage.read_bytes(uri) == b"whole"
+    assert storage.list_dir(f"s3://{s3.bucket}") == [uri]

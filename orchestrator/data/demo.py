@@ -58,11 +58,12 @@ TRAINING_STYLES = ("google", "fluent")
 UNSEEN_STYLE = "twitter"
 TRAINING_SHARDS = 8
 
-# Fluent pictures have 256 pixels a side. Stored smaller, they cost a training reader a fifth of the time to decode.
-LARGEST_SIDE = 96
+# Fluent pictures have 256 pixels a side. Stored near the size that the other styles come in, they cost a training
+# reader a tenth of the time to decode.
+LARGEST_SIDE = 72
 
 # Part of the fingerprint that decides whether data on the disk can stay: raise it when what is written changes.
-LAYOUT = 4
+LAYOUT = 5
 
 # style -> code of the concept -> encoded picture and its file ending
 Styles = dict[str, dict[str, tuple[bytes, str]]]
@@ -192,8 +193,8 @@ def _shrink(data: bytes, ending: str) -> tuple[bytes, str]:
         small = image.convert("RGBA")
     small.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
     output = io.BytesIO()
-    small.save(output, "WEBP", quality=95)
-    return output.getvalue(), "webp"
+    small.save(output, "PNG")
+    return output.getvalue(), "png"
 
 
 def _fingerprint() -> bytes:

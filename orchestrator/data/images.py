@@ -80,7 +80,7 @@ class ImageTransform:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
-    def train(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+    def train(self, data: bytes, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
         """A random square of the picture, resized (bicubic, antialiased): the paper's only augmentation.
 
         Parameters
@@ -88,6 +88,7 @@ class ImageTransform:
         data : the encoded picture
         rng : three numbers are drawn: the square's side, sqrt(uniform(crop_scale, 1)) of the shorter side, and its
             place. Both kinds of `jpeg_decode` cut the same square
+        out : uint8 (3, R, R) to write into; None: a new array
 
         Returns
         -------
@@ -111,7 +112,7 @@ class ImageTransform:
                 picture = _resize_fast(_to_rgb(source.image), (R, R), box, scale)
             else:
                 picture = _to_rgb(source.image.crop(box)).resize((R, R), Image.Resampling.BICUBIC)
-            return _to_array(_orient(picture, source.orientation))
+            return _to_array(_orient(picture, source.orientation), out)
 
     def evaluate(self, data: bytes) -> np.ndarray:
         """The shorter side resized to R (bicubic, antialiased), then the square in the centre: what CLIP does.
@@ -303,5 +304,9 @@ def _resize_fast(
     return resized
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+def _to_array(image: Image.Image, out: np.ndarray | None = None) -> np.ndarray:
+    channels_first = np.asarray(image).transpose(2, 0, 1)
+    if out is None:
+        return np.ascontiguousarray(channels_first)
+    np.copyto(out, channels_first)
+    return out

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Reading tasks of a run, at most: beyond that a task reads several units, so that the plan of a long run stays small.
 MAX_TASKS = 4000
 # Decoded bytes of a block. Large enough that moving a block costs little beside decoding it.
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -112,34 +112,24 @@ class Reader:
         ShardChanged, StorageError
         """
         rejects: list[Reject] = []
-        rows = max(1, BLOCK_BYTES // (3 * self.transform.image_size**2))
-        images: list[np.ndarray] = []
-        texts: list[str] = []
-        identities: list[int] = []
+        block = _Block(self)
         for shard, sample in self._encoded(unit, rejects):
             rng = np.random.default_rng([self.seed, unit.epoch, shard, sample.index])
             try:
-                images.append(self.transform.train(sample.image, rng))
+                self.transform.train(sample.image, rng, block.next_image)
             except ImageError as error:
                 uri = self.manifest.shards[shard].uri
                 rejects.append(Reject(uri, sample.index, sample.key, error.reason, error.detail))
                 continue
-            texts.append(sample.texts[int(rng.integers(len(sample.texts)))])
-            identities.append(pack_sample(unit.epoch, shard, sample.index))
-            if len(images) == rows:
-                yield self._columns(images, texts, identities)
-                images, texts, identities = [], [], []
-        if images:
-            yield self._columns(images, texts, identities)
+            text = sample.texts[int(rng.integers(len(sample.texts)))]
+            block.add(text, pack_sample(unit.epoch, shard, sample.index))
+            if block.full:
+                yield block.columns()
+                block = _Block(self)
+        if block.identities:
+            yield block.columns()
         if rejects:
             on_rejects(rejects)
-
-    def _columns(self, images: list[np.ndarray], texts: list[str], identities: list[int]) -> dict[str, np.ndarray]:
-        return {
-            IMAGE: np.stack(images),
-            TOKENS: self.tokenizer(texts, self.context_length),
-            SAMPLE: np.array(identities, dtype=np.int64),
-        }
 
     def _encoded(self, unit: Unit, rejects: list[Reject]) -> Iterator[tuple[int, RawSample]]:
         """The unit's good samples in shuffled order, `skip` of them left out.
@@ -180,6 +170,38 @@ class Reader:
                 rejects.append(sample)
             else:
                 yield shard, sample
+
+
+class _Block:
+    """Samples on their way into columns; a picture is written where it will travel from."""
+
+    def __init__(self, reader: Reader):
+        self._reader = reader
+        side = reader.transform.image_size
+        self._images = np.empty((max(1, BLOCK_BYTES // (3 * side**2)), 3, side, side), dtype=np.uint8)
+        self._texts: list[str] = []
+        self.identities: list[int] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self.identities) == len(self._images)
+
+    @property
+    def next_image(self) -> np.ndarray:
+        """Where the next sample's pixels go, (3, R, R)."""
+        return self._images[len(self.identities)]
+
+    def add(self, text: str, identity: int) -> None:
+        """The next sample's pixels are in place: keep them."""
+        self._texts.append(text)
+        self.identities.append(identity)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        return {
+            IMAGE: self._images[: len(self.identities)],
+            TOKENS: self._reader.tokenizer(self._texts, self._reader.context_length),
+            SAMPLE: np.array(self.identities, dtype=np.int64),
+        }
 
 
 class ReadUnits:
@@ -246,19 +268,21 @@ def make_dataset(
     dataset = ray.data.range(len(units), override_num_blocks=min(len(units), MAX_TASKS)).map_batches(
         read.__call__, batch_size=None, num_cpus=config.data.cpus_per_reader, zero_copy_batch=True
     )
+    # A block is passed on as the reader made it, rather than joined with others to Ray's 128 MB.
+    dataset.context.target_max_block_size = BLOCK_BYTES * 3 // 4
     dataset.context.custom_execution_callback_classes = [PacedScheduling]
     return dataset
 
 
 class PacedScheduling(ExecutionCallback):
-    """Ray Data's scheduling loop at 20 steps a second at most.
+    """Ray Data's scheduling loop at 10 steps a second at most.
 
     While readers wait for the trainer, the loop finds their finished blocks ready, may not take them, and looks again
     at once: two thirds of a core, taken from training on a small machine. A step takes all that is ready, so pausing
     between steps costs no throughput.
     """
 
-    INTERVAL_S = 0.05
+    INTERVAL_S = 0.1
 
     def __init__(self) -> None:
         self._next_step = 0.0

@@ -120,7 +120,8 @@ def _groups(stream: Any, uri: str) -> Iterator[tuple[str, dict[str, bytes] | _Ba
     seen: set[str] = set()
     truncated = ""
     try:
-        with tarfile.open(fileobj=stream, mode="r|*", bufsize=1 << 20) as archive:
+        # tarfile copies what is left of its buffer at every read: 1 MB costs four times as much a sample as 64 KB.
+        with tarfile.open(fileobj=stream, mode="r|*", bufsize=1 << 16) as archive:
             for member in archive:
                 if not member.isfile():
                     continue

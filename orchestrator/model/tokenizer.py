@@ -5,6 +5,7 @@ Shapes: N texts, T positions of the context.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import html
 import json
@@ -44,7 +45,7 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer | None, context_length: int = CONTEXT_LENGTH):
         # None: the released vocabulary, whose package encodes ten times as fast; the backend is made when it is needed.
         self._backend = backend
-        self._package = instant_clip_tokenizer.Tokenizer() if backend is None else None
+        self._package = _released() if backend is None else None
         self.context_length = context_length
         self.vocab_size: int = 49408 if backend is None else backend.get_vocab_size()
         self.sos_id = self.vocab_size - 2
@@ -200,6 +201,12 @@ def clean(text: str) -> str:
     if not (text.isascii() and text.isprintable() and "&" not in text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+@functools.cache
+def _released() -> instant_clip_tokenizer.Tokenizer:
+    """Made once a process: it takes 90 ms, and every reading task unpickles a tokenizer."""
+    return instant_clip_tokenizer.Tokenizer()
 
 
 def _has_special(text: str) -> bool:
