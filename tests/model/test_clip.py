@@ -134,6 +134,39 @@ def test_resnet_equals_a_plain_computation():
         torch.testing.assert_close(model.visual(image), plain_resnet(model.visual, image), rtol=1e-4, atol=1e-4)
 
 
+def test_attention_pool_has_the_gradients_of_plain_attention():
+    """It never makes the keys and values that plain attention makes; its parameters must learn the same."""
+    torch.manual_seed(0)
+    tower = CLIP(RESNET).eval().double().visual
+    image = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    parameters = dict(tower.attnpool.named_parameters())
+    weight = torch.randn(3, 24, dtype=torch.float64)
+    ours, plain = (
+        torch.autograd.grad((compute(image) * weight).sum(), list(parameters.values()))
+        for compute in (tower, lambda image: plain_resnet(tower, image))
+    )
+    for name, mine, theirs in zip(parameters, ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_training_in_bf16_on_a_cpu_takes_the_faster_attention_with_equal_results():
+    """Both kernels round to bf16, in another order: equal within its 8 bits."""
+    from orchestrator.model.transformer import SelfAttention
+
+    torch.manual_seed(0)
+    attention = SelfAttention(32, 4)
+    nn.init.normal_(attention.in_proj_weight, std=32**-0.5)
+    x_BTW = torch.randn(4, 12, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        training = attention(x_BTW, causal=True)
+        with torch.no_grad():
+            serving = attention(x_BTW, causal=True)
+    exact = attention(x_BTW, causal=True)
+    assert training.dtype == serving.dtype == torch.bfloat16
+    torch.testing.assert_close(training.float(), exact, rtol=0, atol=0.02)
+    torch.testing.assert_close(serving.float(), exact, rtol=0, atol=0.02)
+
+
 def test_text_features_do_not_depend_on_the_padding():
     torch.manual_seed(0)
     model = CLIP(VIT).eval()
