@@ -208,11 +208,18 @@ def _diagnose(uri: str, error: OSError) -> StorageError:
         return MissingBucket(
             f"{uri}: there is no bucket {bucket!r} here; create it, or check the name and AWS_ENDPOINT_URL"
         )
-    if re.search(r"ACCESS_DENIED|AccessDenied|HTTP response code 403|InvalidAccessKeyId|SignatureDoesNotMatch", text):
+    if re.search(_DENIED, text.replace("_", ""), re.IGNORECASE):
         return AccessDenied(f"{uri}: access denied; check the credentials of the AWS chain and the bucket's policy")
     if error.errno == 28:
         return StorageError(f"{uri}: no space left on the disk")
     return StorageError(f"{uri}: {_without_secrets(text)}")
+
+
+# As S3 words them, and as pyarrow does (ACCESS_DENIED ...).
+_DENIED = (
+    "AccessDenied|HTTP response code 403|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|"
+    "InvalidClientTokenId|InvalidSignature"
+)
 
 
 def _without_secrets(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -31,13 +33,15 @@ class S3Server:
         return "/".join([f"s3://{self.bucket}", *parts])
 
 
-@pytest.fixture(scope="session")
-def s3_server():
+@contextlib.contextmanager
+def moto_server(**environment: str) -> Iterator[str]:
+    """The URL of an S3 server in a process of its own."""
     port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
     )
     endpoint = f"http://127.0.0.1:{port}"
 
@@ -55,6 +59,19 @@ def s3_server():
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def refusing_s3_server():
+    """It checks signatures from the first request on, and knows no key."""
+    with moto_server(INITIAL_NO_AUTH_ACTION_COUNT="0") as endpoint:
+        yield endpoint
 
 
 @pytest.fixture

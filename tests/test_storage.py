@@ -7,6 +7,8 @@ import os
 import pytest
 
 from orchestrator import storage
+from orchestrator.config import DataConfig
+from orchestrator.data.manifest import inspect_shard
 
 
 def test_round_trip_on_a_disk_and_in_s3(s3, tmp_path):
@@ -37,18 +39,18 @@ def test_missing_bucket_and_missing_key_are_told_apart(s3):
         storage.read_bytes("s3://not-there/nothing.tar")
 
 
-def test_denied_is_its_own_error_without_the_secret(s3, monkeypatch):
-    """The server refuses; what it says is turned into one line without credentials."""
+def test_denied_is_its_own_error_without_the_secret(s3, refusing_s3_server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", refusing_s3_server)
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
-
-    class Refusing:
-        def open_input_stream(self, path, **options):
-            raise OSError(f"When reading: AWS Error ACCESS_DENIED during GetObject: key {secret} refused")
-
-    monkeypatch.setattr(storage, "open_location", lambda uri: (Refusing(), uri))
-    with pytest.raises(storage.AccessDenied) as denied:
-        storage.read_bytes(s3.uri("secret.tar"))
-    assert secret not in str(denied.value) and "\n" not in str(denied.value)
+    for attempt in (
+        lambda: storage.read_bytes("s3://bucket/secret.tar"),
+        lambda: storage.write_bytes("s3://bucket/secret.tar", b"x"),
+        lambda: storage.expand("s3://bucket/*.tar"),
+        lambda: inspect_shard("s3://bucket/secret.tar", DataConfig()),
+    ):
+        with pytest.raises(storage.AccessDenied, match="access denied; check the credentials") as denied:
+            attempt()
+        assert secret not in str(denied.value) and "\n" not in str(denied.value)
 
 
 def test_an_unknown_scheme_and_a_nameless_bucket():
