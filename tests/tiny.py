@@ -17,18 +17,20 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer.train(CAPTIONS, 530)
 
 
-def tiny_model(vocab_size: int, kind: str = "resnet", seed: int = 0) -> CLIP:
+def tiny_model(vocab_size: int, kind: str = "resnet", vision: VisionConfig | None = None, seed: int = 0) -> CLIP:
     torch.manual_seed(seed)
-    vision = VisionConfig("resnet", [1, 1, 1, 1], 16, 8, 8) if kind == "resnet" else VisionConfig("vit", [2], 32, 8, 2)
+    if vision is None:
+        resnet = kind == "resnet"
+        vision = VisionConfig("resnet", [1, 1, 1, 1], 16, heads=8) if resnet else VisionConfig("vit", [2], 32, 8, 2)
     return CLIP(
         ModelConfig(embed_dim=32, image_size=32, vision=vision, text=TextConfig(1, 32, 2, 16), vocab_size=vocab_size)
     )
 
 
-def save_tiny(uri: str, kind: str = "resnet") -> CLIP:
+def save_tiny(uri: str, kind: str = "resnet", vision: VisionConfig | None = None) -> CLIP:
     """Write a model directory of random weights and return what went into it."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer.vocab_size, kind)
+    model = tiny_model(tokenizer.vocab_size, kind, vision)
     # Batch statistics unlike the initial ones, so that losing them would show.
     model.train()
     with torch.no_grad():
