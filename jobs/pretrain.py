@@ -17,11 +17,20 @@ from orchestrator.data import demo
 from orchestrator.data.manifest import ShardChanged
 from orchestrator.evaluate import after_training
 from orchestrator.evaluate.datasets import EvaluationSetError
+from orchestrator.inference import ModelDirectoryError
 from orchestrator.storage import StorageError
 from orchestrator.train.cluster import connect
 from orchestrator.train.trainer import TrainingStopped, pretrain
 
-USER_ERRORS = (ConfigError, StorageError, EvaluationSetError, ShardChanged, TrainingStopped, demo.DemoDataError)
+USER_ERRORS = (
+    ConfigError,
+    StorageError,
+    EvaluationSetError,
+    ModelDirectoryError,
+    ShardChanged,
+    TrainingStopped,
+    demo.DemoDataError,
+)
 
 
 def main(argv: list[str]) -> None:

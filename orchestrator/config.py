@@ -163,6 +163,9 @@ class TrainConfig:
 
     Parameters
     ----------
+    init : model to start from: a model directory, or a published model (a folder, a state dict or hf://owner/name). Its
+        tokenizer is taken with it; its sizes must be this configuration's, but for model.image_size. Empty: random
+        weights
     epochs : passes over the training data
     max_steps : optimiser steps at most; 0: as many as the epochs hold
     global_batch : image-text pairs a step, over all workers; a multiple of num_workers
@@ -177,6 +180,7 @@ class TrainConfig:
     log_every : optimiser steps from one line of metrics.jsonl to the next
     """
 
+    init: str = ""
     epochs: int = 32
     max_steps: int = 0
     global_batch: int = 32768

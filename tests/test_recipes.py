@@ -20,6 +20,7 @@ PAPER = {
     "vit-b-32": (5e-4, 87.85, 63.43, 8.82, 5.96),
     "vit-b-16": (5e-4, 86.19, 63.43, 35.13, 5.96),
     "vit-l-14": (4e-4, 303.97, 123.65, 162.03, 13.30),
+    "vit-l-14-336": (2e-5, 304.29, 123.65, 381.92, 13.30),
 }
 
 
@@ -47,7 +48,9 @@ def test_parameters_and_schedule_are_the_papers(recipe):
     adam = (0.98, 1e-6) if recipe.startswith("vit") else (0.999, 1e-8)
     assert (config.optim.lr, config.optim.beta2, config.optim.eps) == (lr, *adam)
     assert (config.optim.warmup_steps, config.optim.weight_decay) == (2000, 0.2)
-    assert (config.train.global_batch, config.train.epochs) == (32768, 32)
+    goes_on = recipe == "vit-l-14-336"
+    assert (config.train.global_batch, config.train.epochs) == (32768, 1 if goes_on else 32)
+    assert bool(config.train.init) == goes_on
 
 
 def count(module, *shape):

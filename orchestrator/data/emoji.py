@@ -44,11 +44,12 @@ class Concept:
     def captions(self) -> list[str]:
         """Captions for training, the plain name first; what stands twice is drawn twice as often.
 
-        Four in five say the name as evaluation does: captions that say something else cost a small model more than
-        they teach it.
+        All say the name, four in five as evaluation does: captions that say something else cost a small model more
+        than they teach it.
         """
         named = [template.replace("{c}", self.name) for template in TEMPLATES]
-        return [*named, *named, f"an emoji in the category {self.category}: {self.name}", *self.short_names[:1]]
+        also = [f"{self.name}, also called {short}" for short in self.short_names[:1]]
+        return [*named, *named, f"an emoji in the category {self.category}: {self.name}", *also]
 
 
 def words(identifier: str) -> str:

@@ -34,6 +34,7 @@ from orchestrator.objectives import info_nce
 from orchestrator.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from orchestrator.train.metrics import MetricsWriter
 from orchestrator.train.optim import learning_rate, make_optimizer
+from orchestrator.train.start import load_start
 
 
 class NonFiniteLoss(RuntimeError):
@@ -102,6 +103,8 @@ def _train(job: Job) -> dict[str, Any]:
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             state = load_checkpoint(Path(directory), model, optimizer)
+    elif train.init:
+        load_start(model, train.init)
     towers: nn.Module = model
     if world_size > 1:
         towers = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)

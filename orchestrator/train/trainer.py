@@ -24,7 +24,8 @@ from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
 from orchestrator.train.progress import ProgressBoard, ProgressDisplay
-from orchestrator.train.run import RunDirectory
+from orchestrator.train.run import RunDirectory, absolute_storage_path
+from orchestrator.train.start import check_start
 
 # Captions that a vocabulary is trained on, at most: more do not change it.
 VOCABULARY_CAPTIONS = 2_000_000
@@ -49,7 +50,7 @@ def pretrain(config: Config) -> RunDirectory:
 
     Raises
     ------
-    ConfigError : `run.resume` does not fit what is in the folder
+    ConfigError : `run.resume` does not fit what is in the folder, or `train.init` the model
     StorageError : shards or folder cannot be reached
     TrainingStopped : a non-finite loss, more bad samples than data.max_reject_share allows, or a shard that changed
     """
@@ -58,6 +59,10 @@ def pretrain(config: Config) -> RunDirectory:
     if run.finished:
         print(f"run {config.run.name} is finished already: {run.path('final')}", flush=True)
         return run
+    if config.train.init:
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, init=absolute_storage_path(config.train.init))
+        )
     manifest, tokenizer = _open_data(config, run)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     total_steps = manifest.samples * config.train.epochs // config.train.global_batch
@@ -140,6 +145,7 @@ def _open_data(config: Config, run: RunDirectory) -> tuple[Manifest, Tokenizer]:
     """The run's manifest and tokenizer: those it was started with, else made now."""
     if run.started:
         return run.load_manifest(), run.load_tokenizer()
+    start = check_start(config.train.init, config.model) if config.train.init else None
     if config.data.manifest:
         manifest = Manifest.from_json(storage.read_bytes(config.data.manifest).decode())
     else:
@@ -149,6 +155,8 @@ def _open_data(config: Config, run: RunDirectory) -> tuple[Manifest, Tokenizer]:
         f"{sum(shard.size for shard in manifest.shards) / 1e6:,.0f} MB",
         flush=True,
     )
+    if start is not None:
+        return manifest, start
     if config.tokenizer.kind == "clip":
         return manifest, Tokenizer.clip()
     print(f"training a vocabulary of {config.tokenizer.vocab_size:,} on the captions", flush=True)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from shapes import pairs
 
-from orchestrator.config import Config, TextConfig, VisionConfig
+from orchestrator.config import Config, ConfigError, TextConfig, VisionConfig
 from orchestrator.data.shard_writers import ShardWriter
+from orchestrator.inference import ModelDirectoryError, read_model
 from orchestrator.train.trainer import TrainingStopped, pretrain
 
 
@@ -87,4 +89,26 @@ def test_a_shard_that_changed_since_its_manifest_stops_the_run(local_ray, tmp_pa
     changed.write_bytes(data)
     config.train.max_steps = 0
     with pytest.raises(TrainingStopped, match=r"1\.tar: its content changed since the run began; restore it"):
+        pretrain(config)
+
+
+def test_a_run_starts_from_another_model_at_another_resolution(local_ray, tmp_path):
+    config = config_for(tmp_path)
+    config.train.max_steps = 2
+    first = pretrain(config)
+    config.model.image_size, config.run.name = 64, "larger"
+    config.train.init, config.train.max_steps, config.optim.lr = first.path("final"), 1, 1e-12
+    larger = read_model(pretrain(config).path("final")).model.state_dict()
+    for name, tensor in read_model(first.path("final")).model.state_dict().items():
+        if name == "visual.attnpool.positional_embedding":
+            assert len(tensor) == 2 and len(larger[name]) == 5
+            torch.testing.assert_close(larger[name][1:], tensor[1:].expand(4, -1), rtol=0, atol=1e-6)
+        elif "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(larger[name], tensor, rtol=0, atol=1e-6)
+
+    config.model.text.width, config.run.name = 64, "wider"
+    with pytest.raises(ConfigError, match=r"model\.text\.width=64: the model to start from .* has 32"):
+        pretrain(config)
+    config.train.init = str(tmp_path / "nothing")
+    with pytest.raises(ModelDirectoryError, match=r"nothing/config\.json: missing"):
         pretrain(config)
