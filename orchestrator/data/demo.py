@@ -63,7 +63,7 @@ TRAINING_SHARDS = 8
 LARGEST_SIDE = 72
 
 # Part of the fingerprint that decides whether data on the disk can stay: raise it when what is written changes.
-LAYOUT = 6
+LAYOUT = 7
 
 # style -> code of the concept -> encoded picture and its file ending
 Styles = dict[str, dict[str, tuple[bytes, str]]]

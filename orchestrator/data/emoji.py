@@ -44,12 +44,12 @@ class Concept:
     def captions(self) -> list[str]:
         """Captions for training, the plain name first; what stands twice is drawn twice as often.
 
-        All say the name, four in five as evaluation does: captions that say something else cost a small model more
+        All say the name, six in seven as evaluation does: captions that say something else cost a small model more
         than they teach it.
         """
         named = [template.replace("{c}", self.name) for template in TEMPLATES]
         also = [f"{self.name}, also called {short}" for short in self.short_names[:1]]
-        return [*named, *named, f"an emoji in the category {self.category}: {self.name}", *also]
+        return [*named, *named, *named, f"an emoji in the category {self.category}: {self.name}", *also]
 
 
 def words(identifier: str) -> str:

@@ -107,7 +107,9 @@ def _train(job: Job) -> dict[str, Any]:
         load_start(model, train.init)
     towers: nn.Module = model
     if world_size > 1:
-        towers = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        towers = nn.parallel.DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
     workers = dist.group.WORLD if world_size > 1 else None
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(train.precision, device))
 

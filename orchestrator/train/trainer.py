@@ -30,6 +30,15 @@ from orchestrator.train.start import check_start
 # Captions that a vocabulary is trained on, at most: more do not change it.
 VOCABULARY_CAPTIONS = 2_000_000
 
+CPU_ENVIRONMENT = {
+    # torch's threads share the cores with reading tasks: one that spins while it waits for another that was displaced
+    # takes the core that the other needs.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # A step frees what the next one allocates again; glibc would give it back to the kernel in between.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+
 
 class TrainingStopped(RuntimeError):
     """The run stopped and trying again would not help; the message says why."""
@@ -118,9 +127,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
     train = config.train
     use_gpu = train.device == "gpu" or (train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     filesystem, path = storage.open_location(run.storage_path)
-    # On CPUs, torch's threads share the cores with reading tasks: one that spins while it waits for another that was
-    # displaced takes the core that the other needs.
-    environment = {} if use_gpu else {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    environment = {} if use_gpu else {"env_vars": CPU_ENVIRONMENT}
     return ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
