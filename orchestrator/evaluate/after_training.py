@@ -40,7 +40,7 @@ def evaluate_run(
     {set: {top1, top5, chance, classes, samples}}
     """
     gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0
-    task = ray.remote(num_cpus=1, num_gpus=gpus)(measure)
+    task = ray.remote(num_cpus=1 if gpus else _cpus_of_a_node(), num_gpus=gpus)(measure)
     results: dict[str, ZeroShotResult] = ray.get(task.remote(f"{run_uri}/final", sets, config.batch_size, gpus > 0))
     summary = {name: result.summary() for name, result in results.items()}
     storage.write_bytes(f"{run_uri}/{PICTURE}", _picture(run_uri, results))
@@ -49,6 +49,11 @@ def evaluate_run(
     storage.write_bytes(card_uri, (card + "\n## Zero-shot result\n\n" + markdown_table(summary)).encode())
     storage.write_bytes(f"{run_uri}/{RESULT}", (json.dumps(summary, indent=2) + "\n").encode())
     return summary
+
+
+def _cpus_of_a_node(most: int = 8) -> int:
+    """Training has ended: a node's CPUs are free, and Ray gives torch as many threads as a task reserves."""
+    return min(most, max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])))
 
 
 def measure(model_uri: str, sets: list[EvaluationSet], batch_size: int, gpu: bool) -> dict[str, ZeroShotResult]:
