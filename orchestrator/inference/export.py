@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save as save_safetensors
 
 from orchestrator import storage
 from orchestrator.config import ModelConfig
-from orchestrator.inference.model_directory import ModelDirectory, read_model
+from orchestrator.inference.model_directory import ModelDirectory, read_model, write_json, write_preprocessing
 from orchestrator.inference.published import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from orchestrator.model.layouts import HEAD_WIDTH, LayoutError, config_to_hugging_face, to_hugging_face
 
@@ -42,13 +39,9 @@ def export_model(source: str, destination: str, layout: Target) -> None:
         weights, name = dict(model.model.state_dict()), OPEN_CLIP_WEIGHTS[0]
         config_name, config = OPEN_CLIP_CONFIG, config_to_open_clip(model)
     storage.write_bytes(storage.join(destination, name), save_safetensors(weights, {"format": "pt"}))
-    with tempfile.TemporaryDirectory() as scratch:
-        model.tokenizer.save(scratch)
-        for file in sorted(Path(scratch).iterdir()):
-            storage.write_bytes(storage.join(destination, file.name), file.read_bytes())
-    _write_json(storage.join(destination, "preprocessor_config.json"), model.transform.to_dict())
+    write_preprocessing(destination, model.tokenizer, model.transform)
     # Last, so that a folder that has it is whole.
-    _write_json(storage.join(destination, config_name), config)
+    write_json(storage.join(destination, config_name), config)
 
 
 def config_to_open_clip(model: ModelDirectory) -> dict[str, Any]:
@@ -86,7 +79,3 @@ def config_to_open_clip(model: ModelDirectory) -> dict[str, Any]:
         },
         "preprocess_cfg": {"mean": list(model.transform.mean), "std": list(model.transform.std)},
     }
-
-
-def _write_json(uri: str, value: dict[str, Any]) -> None:
-    storage.write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())

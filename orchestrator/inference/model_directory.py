@@ -54,13 +54,18 @@ def save_model(uri: str, model: CLIP, tokenizer: Tokenizer, transform: ImageTran
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     storage.write_bytes(storage.join(uri, WEIGHTS), save_safetensors(weights, {"format": "pt"}))
+    write_preprocessing(uri, tokenizer, transform)
+    storage.write_bytes(storage.join(uri, "README.md"), card.encode())
+    write_json(storage.join(uri, "config.json"), {"format": FORMAT, **dataclasses.asdict(model.config)})
+
+
+def write_preprocessing(uri: str, tokenizer: Tokenizer, transform: ImageTransform) -> None:
+    """Write the tokenizer's and the image preprocessing's files into a directory."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(scratch)
         for file in sorted(Path(scratch).iterdir()):
             storage.write_bytes(storage.join(uri, file.name), file.read_bytes())
-    _write_json(storage.join(uri, "preprocessor_config.json"), transform.to_dict())
-    storage.write_bytes(storage.join(uri, "README.md"), card.encode())
-    _write_json(storage.join(uri, "config.json"), {"format": FORMAT, **dataclasses.asdict(model.config)})
+    write_json(storage.join(uri, "preprocessor_config.json"), transform.to_dict())
 
 
 @dataclasses.dataclass
@@ -186,5 +191,6 @@ def _read(uri: str, name: str) -> bytes:
     return storage.read_bytes(storage.join(uri, name))
 
 
-def _write_json(uri: str, value: dict[str, Any]) -> None:
+def write_json(uri: str, value: dict[str, Any]) -> None:
+    """Write an object as indented JSON, whole or not at all."""
     storage.write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
