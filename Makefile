@@ -19,6 +19,7 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/bench.stamp  ## each prints a table of this project beside a peer
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/model.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

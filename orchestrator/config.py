@@ -173,7 +173,12 @@ class TrainConfig:
     device : auto (a GPU a worker where the cluster has any), gpu, or cpu
     cpus_per_worker : logical CPUs that one training process reserves
     torch_threads : CPU threads of one training process; 0: this node's cores shared among its training processes
-    precision : fp32 or bf16 (autocast); auto: bf16 on a GPU and on a CPU with bf16 arithmetic, else fp32
+    precision : fp32; bf16 (autocast); pure_bf16 (bf16, and the text tower's weights and Adam's moments are kept in bf16
+        too, rounded stochastically: the paper's way to save memory); auto: bf16 on a GPU and on a CPU with bf16
+        arithmetic, else fp32
+    checkpoint_activations : keep only each block's input for the backward pass and compute the rest again: less memory,
+        about a third more work, the same result
+    compile : have torch.compile fuse each block's operations; needs a C++ compiler on the training nodes
     checkpoint_every : optimiser steps from one checkpoint to the next
     keep_checkpoints : newest checkpoints kept
     max_failures : worker failures survived before the run stops
@@ -188,7 +193,9 @@ class TrainConfig:
     device: Literal["auto", "gpu", "cpu"] = "auto"
     cpus_per_worker: float = 1.0
     torch_threads: int = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
+    checkpoint_activations: bool = False
+    compile: bool = False
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     max_failures: int = 3

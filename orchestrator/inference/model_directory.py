@@ -49,10 +49,13 @@ def save_model(uri: str, model: CLIP, tokenizer: Tokenizer, transform: ImageTran
     Parameters
     ----------
     uri : the directory, on a disk or in object storage
-    model, tokenizer, transform : what it holds
+    model, tokenizer, transform : what it holds; weights are written in fp32
     card : text of README.md
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     storage.write_bytes(storage.join(uri, WEIGHTS), save_safetensors(weights, {"format": "pt"}))
     write_preprocessing(uri, tokenizer, transform)
     storage.write_bytes(storage.join(uri, "README.md"), card.encode())

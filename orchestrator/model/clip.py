@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.config import ModelConfig
-from orchestrator.model.resnet import ModifiedResNet
-from orchestrator.model.transformer import Transformer
+from orchestrator.model.resnet import Bottleneck, ModifiedResNet
+from orchestrator.model.transformer import ResidualAttentionBlock, Transformer
 from orchestrator.model.vit import VisionTransformer
 
 
@@ -73,6 +74,32 @@ class CLIP(nn.Module):
     def forward(self, image_B3RR: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image embeddings (B, D), text embeddings (B, D), and the logit scale (the multiplier)."""
         return self.encode_image(image_B3RR), self.encode_text(tokens_BT), self.logit_scale.exp()
+
+    def checkpoint_activations(self) -> None:
+        """Keep only each block's input for the backward pass and compute the rest again: a third more work."""
+        for module in self.modules():
+            if isinstance(module, Transformer | ModifiedResNet):
+                module.checkpoint_activations = True
+
+    def compile_blocks(self) -> None:
+        """Have torch.compile fuse the operations of each block, in place; blocks of a kind and size share their code.
+
+        Blocks rather than towers, so that compiling takes seconds and not minutes.
+        """
+        # A ResNet's four stages have two sizes of block each, in training and in evaluation: more than torch's 8.
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+        for module in self.modules():
+            if isinstance(module, ResidualAttentionBlock):
+                module.compile()  # for any length, once it has seen two
+            elif isinstance(module, Bottleneck):
+                module.compile(dynamic=False)
+
+    def round_text_tower(self) -> None:
+        """Keep the text tower's weights in bf16, half the memory; `train.low_precision` updates them."""
+        for module in (self.token_embedding, self.transformer, self.ln_final):
+            module.to(torch.bfloat16)
+        for name in ("positional_embedding", "text_projection"):
+            setattr(self, name, nn.Parameter(self.get_parameter(name).detach().to(torch.bfloat16)))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

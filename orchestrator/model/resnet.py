@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.model.recompute import recomputed
+
 EXPANSION = 4
 
 
@@ -48,6 +50,11 @@ class Bottleneck(nn.Module):
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = self.bn3(self.conv3(self.avgpool(x)))
         return F.relu(x + shortcut, inplace=True)
+
+
+def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = Bottleneck(channels_in, channels, stride)
+    return nn.Sequential(first, *(Bottleneck(channels * EXPANSION, channels, 1) for _ in range(blocks - 1)))
 
 
 class AttentionPool(nn.Module):
@@ -106,21 +113,18 @@ class ModifiedResNet(nn.Module):
 
     def __init__(self, image_size: int, layers: list[int], width: int, heads: int, embed_dim: int):
         super().__init__()
+        self.checkpoint_activations = False
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width // 2)
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
-        channels = width
-        for stage, blocks in enumerate(layers):
-            modules = []
-            for block in range(blocks):
-                stride = 2 if block == 0 and stage > 0 else 1
-                modules.append(Bottleneck(channels, width * 2**stage, stride))
-                channels = width * 2**stage * EXPANSION
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*modules))
-        self.attnpool = AttentionPool(image_size // 32, channels, heads, embed_dim)
+        self.layer1 = _stage(width, width, layers[0], stride=1)
+        self.layer2 = _stage(width * EXPANSION, width * 2, layers[1], stride=2)
+        self.layer3 = _stage(width * 2 * EXPANSION, width * 4, layers[2], stride=2)
+        self.layer4 = _stage(width * 4 * EXPANSION, width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool(image_size // 32, width * 8 * EXPANSION, heads, embed_dim)
         # Each block starts as its shortcut alone.
         for module in self.modules():
             if isinstance(module, Bottleneck):
@@ -131,13 +135,10 @@ class ModifiedResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(image_B3RR)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x)), inplace=True), 2)
-        for stage in self._stages():
-            x = stage(x)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = recomputed(block, x) if self.checkpoint_activations else block(x)
         return x
-
-    def _stages(self) -> list[nn.Module]:
-        # Attributes rather than a list, so that parameters keep their published names: layer1.0.conv1.weight.
-        return [self.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
 
     def features(self, image_B3RR: Tensor) -> Tensor:
         """The features that a linear probe reads: the attention pool's output, (B, D)."""

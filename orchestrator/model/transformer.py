@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from orchestrator.model.recompute import recomputed
+
 
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x): the activation of the released weights."""
@@ -89,6 +91,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, activation: str, causal: bool):
         super().__init__()
         self.causal = causal
+        self.checkpoint_activations = False
         blocks = [ResidualAttentionBlock(width, heads, activation) for _ in range(layers)]
         self.resblocks = nn.ModuleList(blocks)
         residual_std = width**-0.5 * (2 * layers) ** -0.5
@@ -101,5 +104,5 @@ class Transformer(nn.Module):
 
     def forward(self, x_BTW: Tensor) -> Tensor:
         for block in self.resblocks:
-            x_BTW = block(x_BTW, self.causal)
+            x_BTW = recomputed(block, x_BTW, self.causal) if self.checkpoint_activations else block(x_BTW, self.causal)
         return x_BTW

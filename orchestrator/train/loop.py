@@ -6,6 +6,8 @@ Shapes: B pairs of this worker, R image side, T tokens.
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import tempfile
 import time
 import warnings
@@ -21,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from orchestrator.config import Config
+from orchestrator.config import Config, ConfigError
 from orchestrator.data.batch import unpack_sample
 from orchestrator.data.images import ImageTransform
 from orchestrator.data.manifest import Manifest, ShardChanged
@@ -79,7 +81,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     except NonFiniteLoss as error:
         return {"error": str(error)}
     except Exception as error:
-        final = _find_cause(error, (RejectLimitExceeded, ShardChanged))
+        final = _find_cause(error, (RejectLimitExceeded, ShardChanged, ConfigError))
         if final is None:
             raise
         return {"error": str(final)}
@@ -97,7 +99,15 @@ def _train(job: Job) -> dict[str, Any]:
     torch.manual_seed(config.run.seed)
     model = CLIP(config.model).to(device)
     model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(model, config.optim)
+    low_precision = train.precision == "pure_bf16"
+    if low_precision:
+        model.round_text_tower()
+    if train.checkpoint_activations:
+        model.checkpoint_activations()
+    if train.compile:
+        _require_compiler()
+        model.compile_blocks()
+    optimizer = make_optimizer(model, config.optim, low_precision, config.run.seed)
     state = TrainState()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -173,11 +183,18 @@ def _train(job: Job) -> dict[str, Any]:
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether `TrainConfig.precision` means bf16 autocast on this device."""
     if precision != "auto":
-        return precision == "bf16"
+        return precision != "fp32"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _require_compiler() -> None:
+    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        raise ConfigError(
+            f"train.compile=True: no C++ compiler on {platform.node()}; install g++ there or set train.compile to false"
+        )
 
 
 def _batches(local_batch: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:

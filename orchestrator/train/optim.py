@@ -8,12 +8,22 @@ import torch
 from torch import nn
 
 from orchestrator.config import OptimConfig
+from orchestrator.train.low_precision import StochasticAdamW
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, config: OptimConfig, low_precision: bool = False, seed: int = 0
+) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay on matrices and kernels only.
 
     Gains, biases, the class embedding and the logit scale have fewer than two dimensions and are not decayed.
+
+    Parameters
+    ----------
+    model : whose parameters
+    config : Adam's constants
+    low_precision : moments in bf16, and bf16 weights rounded stochastically
+    seed : of that rounding
 
     Source: Loshchilov & Hutter 2017; Radford et al. 2021, section 2.5.
     """
@@ -22,7 +32,10 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    betas = (config.beta1, config.beta2)
+    if low_precision:
+        return StochasticAdamW(groups, config.lr, betas, config.eps, seed=seed)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:

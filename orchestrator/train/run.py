@@ -86,14 +86,16 @@ class RunDirectory:
     def _refuse_another_model(self, config: Config) -> None:
         saved = yaml.safe_load(storage.read_bytes(self.path("config.yaml")))
         now = config.as_dict()
-        for fixed in FIXED:
-            difference = _first_difference(fixed, _lookup(saved, fixed), _lookup(now, fixed))
-            if difference:
-                key, before, value = difference
-                raise ConfigError(
-                    f"{key}={value!r}: the run at {self.uri} was started with {before!r}; "
-                    f"set that to continue it, or choose another run.name"
-                )
+        differences = [_first_difference(fixed, _lookup(saved, fixed), _lookup(now, fixed)) for fixed in FIXED]
+        before, precision = saved["train"]["precision"], config.train.precision
+        # Its checkpoints keep other dtypes; the other precisions' are all in fp32.
+        if before != precision and "pure_bf16" in (before, precision):
+            differences.append(("train.precision", before, precision))
+        for key, before, value in filter(None, differences):
+            raise ConfigError(
+                f"{key}={value!r}: the run at {self.uri} was started with {before!r}; "
+                f"set that to continue it, or choose another run.name"
+            )
 
     def save(self, config_yaml: str, manifest: Manifest, tokenizer: Tokenizer) -> None:
         """Write what the run is; config.yaml last, since it says that the run has started."""

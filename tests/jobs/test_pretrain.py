@@ -99,6 +99,8 @@ def test_submitted_job_on_object_storage_beats_chance(s3, tmp_path):
 def test_killed_driver_continues_from_its_last_checkpoint(tmp_path):
     recipe = write_data(str(tmp_path / "data"))
     recipe["train"].update(num_workers=1, epochs=40)
+    # The other kind of image tower: both learn through this job.
+    recipe["model"]["vision"] = {"kind": "vit", "layers": [2], "width": 64, "patch_size": 8, "heads": 2}
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(recipe))
     command = [sys.executable, str(REPOSITORY / "jobs/pretrain.py"), "--config", str(file)]
@@ -131,6 +133,8 @@ def test_killed_driver_continues_from_its_last_checkpoint(tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps)) and steps[-1] == 480 * 40 // 48
+    result = json.loads((run / "zero_shot.json").read_text())["held-out"]
+    assert result["top1"] > 4 * result["chance"], result
 
     never = subprocess.run(
         [*command, "--run.resume", "never"], env=environment, capture_output=True, text=True, timeout=120, check=False

@@ -64,6 +64,12 @@ def test_another_model_under_the_same_name_is_refused_and_more_epochs_are_not(tm
     other.model.vision.width = 48
     with pytest.raises(ConfigError, match=r"model\.vision\.width=48: the run at .* was started with"):
         run.claim(other)
+    other = config_at(tmp_path)
+    other.train.precision = "pure_bf16"
+    with pytest.raises(ConfigError, match=r"train\.precision='pure_bf16': the run at .* was started with 'auto'"):
+        run.claim(other)
+    other.train.precision = "bf16"
+    run.claim(other)
 
 
 def test_the_position_is_that_of_the_checkpoint_that_will_be_restored(tmp_path):

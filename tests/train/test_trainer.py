@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 from shapes import pairs
 
 from orchestrator.config import Config, ConfigError, TextConfig, VisionConfig
 from orchestrator.data.shard_writers import ShardWriter
 from orchestrator.inference import ModelDirectoryError, read_model
+from orchestrator.train.loop import _require_compiler
 from orchestrator.train.trainer import TrainingStopped, pretrain
 
 
@@ -112,3 +115,30 @@ def test_a_run_starts_from_another_model_at_another_resolution(local_ray, tmp_pa
     config.train.init = str(tmp_path / "nothing")
     with pytest.raises(ModelDirectoryError, match=r"nothing/config\.json: missing"):
         pretrain(config)
+
+
+def test_a_run_in_pure_bf16_continues_and_ends_in_an_ordinary_model(local_ray, tmp_path):
+    config = config_for(tmp_path)
+    config.train.precision, config.train.checkpoint_activations = "pure_bf16", True
+    config.train.num_workers, config.train.max_steps, config.run.name = 2, 2, "small"
+    config.data.cpus_per_reader, config.optim.lr, config.optim.warmup_steps = 0.5, 1e-3, 1
+    run = pretrain(config)
+    weights = load_file(Path(run.uri) / "checkpoint_step_00000002" / "model.safetensors")
+    assert {t.dtype for name, t in weights.items() if name.startswith("transformer")} == {torch.bfloat16}
+    before = read_model(run.path("final")).model
+    assert {p.dtype for p in before.parameters()} == {torch.float32}
+
+    shutil.rmtree(run.path("final"))
+    config.train.max_steps = 6
+    after = read_model(pretrain(config).path("final")).model
+    for name, parameter in after.named_parameters():
+        assert parameter.isfinite().all(), name
+        if name.startswith("transformer") and parameter.ndim == 2:
+            assert not torch.equal(parameter, before.get_parameter(name)), name
+            assert torch.equal(parameter, parameter.bfloat16().float()), name
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"train\.compile=True: no C\+\+ compiler on .*; install g\+\+"):
+        _require_compiler()
