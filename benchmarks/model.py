@@ -9,9 +9,9 @@ same precision, batch, loss and fused AdamW, and take turns, a step each. transf
 second row gives it captions cut to the batch's longest, which our text tower does by itself. It has no ResNets: those
 stand alone.
 
-MFU is the share of the device's peak that the operations of these captions come to: two for a multiplication and an
-addition, counted by torch, backward passes twice the forward's. The peak is the specification's for a GPU in bf16, else
-the best of some matrix products measured here.
+MFU is the share of the device's peak that the operations come to, of the positions that a side computes: counted by
+torch, two for a multiplication and an addition, a backward pass twice the forward's. The peak is the specification's
+for a GPU in bf16, else the best of some matrix products measured here.
 """
 
 from __future__ import annotations

@@ -164,6 +164,11 @@ def test_training_in_bf16_on_a_cpu_takes_the_faster_attention_with_equal_results
     exact = attention(x_BTW, causal=True)
     assert training.dtype == serving.dtype == torch.bfloat16
     torch.testing.assert_close(training.float(), exact, rtol=0, atol=0.02)
+    upstream = torch.randn_like(exact)
+    in_bf16, in_fp32 = (
+        torch.autograd.grad((out * upstream).sum(), attention.in_proj_weight)[0] for out in (training, exact)
+    )
+    torch.testing.assert_close(in_bf16, in_fp32, rtol=0, atol=0.02 * in_fp32.abs().max().item())
     torch.testing.assert_close(serving.float(), exact, rtol=0, atol=0.02)
 
 

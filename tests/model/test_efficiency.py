@@ -73,5 +73,5 @@ def test_compiled_blocks_give_the_same(kind):
     model.compile_blocks()
     assert list(model.state_dict()) == names
     for name, value in results(model).items():
-        # Batch norm over four positions magnifies the last bits.
-        assert (value - plain[name]).abs().max() <= 1e-4 * plain[name].abs().max(), name
+        # Batch norm over four positions magnifies the last bits; the floor is for gradients that should be 0.
+        assert (value - plain[name]).abs().max() <= 1e-4 * plain[name].abs().max() + 1e-6, name
