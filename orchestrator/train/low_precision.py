@@ -1,4 +1,4 @@
-"""AdamW with less memory: bf16 weights and bf16 statistics, both rounded stochastically.
+"""AdamW with less memory: bf16 weights and bf16 moments, rounded stochastically.
 
 Rounding to nearest would lose every update smaller than half of a weight's last bit, which is most of them: bf16 has 8
 bits. Rounded up or down with the right odds, a weight is right on average. torchao's optimisers do the same, but draw
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class StochasticAdamW(torch.optim.Optimizer):
-    """AdamW, computed in fp32, its moments kept in bf16; bf16 weights are rounded stochastically, fp32 ones are exact.
+    """AdamW, computed in fp32, its moments kept in bf16; fp32 weights are exact, bf16 ones rounded stochastically.
 
     Every replica that has seen the same gradients rounds alike, and so does a run that was continued: the random
     numbers depend on `seed` and the step alone.
@@ -80,7 +80,9 @@ class StochasticAdamW(torch.optim.Optimizer):
         deviation = (square / (1 - beta2 ** group["step"])).sqrt_().add_(group["eps"])
         weight = parameter.float() * (1 - group["lr"] * group["weight_decay"])
         weight.addcdiv_(mean, deviation, value=-group["lr"] / (1 - beta1 ** group["step"]))
-        for kept, exact in ((parameter, weight), (state["exp_avg"], mean), (state["exp_avg_sq"], square)):
+        # The mean moves by a tenth of itself at a step, far more than its last bit: rounding to nearest loses nothing.
+        state["exp_avg"].copy_(mean)
+        for kept, exact in ((parameter, weight), (state["exp_avg_sq"], square)):
             kept.copy_(round_stochastically(exact, generator) if kept.dtype == torch.bfloat16 else exact)
 
 
@@ -90,6 +92,10 @@ def round_stochastically(exact: Tensor, generator: torch.Generator) -> Tensor:
     bf16 is the upper half of an fp32's bits. Adding a random lower half carries into the upper one with a probability
     of the lower half's share, for either sign.
     """
-    noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=generator)
-    bits = exact.view(torch.int32) + noise
-    return (bits & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+    count = exact.numel()
+    # A drawn number serves two values: on a CPU, drawing is most of the work.
+    drawn = torch.randint(
+        -(1 << 31), 1 << 31, ((count + 1) // 2,), dtype=torch.int32, device=exact.device, generator=generator
+    )
+    noise = (drawn.view(torch.int16)[:count].to(torch.int32) & 0xFFFF).view(exact.shape)
+    return ((exact.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
