@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -52,7 +53,10 @@ PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 def captions(batch: int, context: int) -> torch.Tensor:
     """Tokens (B, T) of captions with real lengths: [SOS] words [EOS], then zeros."""
     rng = np.random.default_rng(0)
-    lengths = rng.lognormal(np.log(MEAN_TOKENS) - SIGMA**2 / 2, SIGMA, batch).round().clip(3, context).astype(int)
+    # Quantiles rather than draws: a small batch, too, has the mean and the long captions of the distribution.
+    distribution = statistics.NormalDist(math.log(MEAN_TOKENS) - SIGMA**2 / 2, SIGMA)
+    exact = [math.exp(distribution.inv_cdf((place + 0.5) / batch)) for place in range(batch)]
+    lengths = [min(max(round(length), 3), context) for length in exact]
     tokens_BT = np.zeros((batch, context), dtype=np.int64)
     for row, length in zip(tokens_BT, lengths, strict=True):
         row[:length] = [START, *rng.integers(1000, 40000, length - 2), END]
