@@ -187,8 +187,7 @@ class _MemoryMeter:
     """Peak memory of this process and all below it, in MB: their own pages, and shared memory counted once.
 
     Shared memory (Ray's object store, the DataLoader's tensors) is what /dev/shm grew by. Proportional set sizes would
-    say the same, but reading them walks every page table: 4% of the benchmark's processor time. Every two seconds:
-    listing the processes twice a second took 2% of a core from Ray's rows, which have more of them.
+    say the same, but reading them walks every page table: 4% of the benchmark's processor time.
     """
 
     def __init__(self) -> None:
@@ -200,7 +199,7 @@ class _MemoryMeter:
         import psutil
 
         me, before = psutil.Process(), psutil.disk_usage("/dev/shm").used
-        while not self._ended.wait(2):
+        while not self._ended.wait(0.5):
             total = psutil.disk_usage("/dev/shm").used - before
             for process in [me, *me.children(recursive=True)]:
                 try:

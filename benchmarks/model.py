@@ -42,9 +42,9 @@ from orchestrator.objectives import info_nce
 from orchestrator.train.loop import uses_bf16
 from orchestrator.train.optim import make_optimizer
 
-FAMILY = ("rn50", "rn101", "rn50x4", "rn50x16", "rn50x64", "vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336")
+FAMILY = tuple(recipe for recipe in cli.recipe_names() if recipe != "demo")
 SMALL = ("vit-b-32", "rn50", "vit-b-16")
-VOCABULARY, START, END = 49408, 49406, 49407
+START, END = 49406, 49407  # of the released vocabulary
 MEAN_TOKENS, SIGMA = 16, 0.45
 # Dense bf16 operations a second, from NVIDIA's data sheets.
 PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -80,9 +80,7 @@ class Side:
             self.step()
 
 
-def _training_step(model: nn.Module, loss: Callable[[], torch.Tensor], config: Any) -> Callable[[], None]:
-    optimizer = make_optimizer(model, config.optim)
-
+def _training_step(loss: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss().backward()
@@ -112,7 +110,7 @@ def _ours(config: Any, image: torch.Tensor, tokens: torch.Tensor, autocast: Any,
 
     longest = int(tokens.argmax(dim=-1).max()) + 1
     name = "ours, compiled" if compiled else "ours"
-    return Side(name, forward, _training_step(model, loss, config), _flops(config.model, longest))
+    return Side(name, forward, _training_step(loss, make_optimizer(model, config.optim)), _flops(config.model, longest))
 
 
 def _transformers(config: Any, image: torch.Tensor, tokens: torch.Tensor, autocast: Any) -> Iterator[Side]:
@@ -121,6 +119,7 @@ def _transformers(config: Any, image: torch.Tensor, tokens: torch.Tensor, autoca
 
     model: nn.Module = CLIPModel(CLIPConfig(**config_to_hugging_face(config.model))).train()
     model.to(image.device)
+    optimizer = make_optimizer(model, config.optim)
     longest = int(tokens.argmax(dim=-1).max()) + 1
     for name, taken in (("transformers", tokens), ("transformers, cut captions", tokens[:, :longest].contiguous())):
         # [EOS] at the end of the mask, as the processor makes it.
@@ -133,7 +132,7 @@ def _transformers(config: Any, image: torch.Tensor, tokens: torch.Tensor, autoca
         def loss(forward: Callable[..., Any] = forward) -> torch.Tensor:
             return forward(loss=True).loss
 
-        yield Side(name, forward, _training_step(model, loss, config), _flops(config.model, taken.shape[1]))
+        yield Side(name, forward, _training_step(loss, optimizer), _flops(config.model, taken.shape[1]))
 
 
 def _synchronize(device: torch.device) -> None:
@@ -144,7 +143,7 @@ def _synchronize(device: torch.device) -> None:
 def measure(recipe: str, batch: int, repeats: int, device: torch.device, compiled: bool) -> list[dict[str, Any]]:
     """Rows of one model: each side, forward and training step, medians over the repeats."""
     config = cli.parse(["--config", recipe, "--data.train", "none"], "")
-    config.model.vocab_size = VOCABULARY
+    config.model.vocab_size = config.tokenizer.vocab_size
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16("auto", device))
     size = config.model.image_size
     torch.manual_seed(0)
@@ -176,7 +175,7 @@ def measure(recipe: str, batch: int, repeats: int, device: torch.device, compile
 
 def peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Operations a second that the device can do at most, and where that figure comes from."""
-    if device.type == "cuda":
+    if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         known = [value for key, value in PEAK_BF16.items() if key in name]
         if known:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch._dynamo.config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,6 +85,8 @@ class CLIP(nn.Module):
 
         Blocks rather than towers, so that compiling takes seconds and not minutes.
         """
+        import torch._dynamo.config  # takes a second, which runs that do not compile need not pay
+
         # A ResNet's four stages have two sizes of block each, in training and in evaluation: more than torch's 8.
         torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
         for module in self.modules():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import tempfile
 import time
 import warnings
@@ -30,6 +29,7 @@ from orchestrator.data.manifest import Manifest, ShardChanged
 from orchestrator.data.rejects import RejectLimitExceeded
 from orchestrator.inference.model_directory import save_model
 from orchestrator.model.clip import CLIP
+from orchestrator.model.compiler import missing_for_compile
 from orchestrator.model.pixels import normalize_pixels
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.objectives import info_nce
@@ -105,7 +105,7 @@ def _train(job: Job) -> dict[str, Any]:
     if train.checkpoint_activations:
         model.checkpoint_activations()
     if train.compile:
-        _require_compiler()
+        _require_compile()
         model.compile_blocks()
     optimizer = make_optimizer(model, config.optim, low_precision, config.run.seed)
     state = TrainState()
@@ -190,10 +190,11 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _require_compiler() -> None:
-    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+def _require_compile() -> None:
+    missing = missing_for_compile()
+    if missing:
         raise ConfigError(
-            f"train.compile=True: no C++ compiler on {platform.node()}; install g++ there or set train.compile to false"
+            f"train.compile=True: {platform.node()} lacks {missing}; install it there or set train.compile to false"
         )
 
 

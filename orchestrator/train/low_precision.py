@@ -58,7 +58,9 @@ class StochasticAdamW(torch.optim.Optimizer):
                     continue
                 device = parameter.device
                 if device not in generators:
-                    generators[device] = torch.Generator(device).manual_seed(self._seed << 32 | group["step"])
+                    generators[device] = torch.Generator(device).manual_seed(
+                        (self._seed * 1_000_003 + group["step"]) % 2**63
+                    )
                 self._update(parameter, group, generators[device])
         return loss
 
@@ -80,7 +82,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         deviation = (square / (1 - beta2 ** group["step"])).sqrt_().add_(group["eps"])
         weight = parameter.float() * (1 - group["lr"] * group["weight_decay"])
         weight.addcdiv_(mean, deviation, value=-group["lr"] / (1 - beta1 ** group["step"]))
-        # The mean moves by a tenth of itself at a step, far more than its last bit: rounding to nearest loses nothing.
+        # With beta1 = 0.9 the mean moves by a tenth of itself at a step, far more than its last bit: nearest will do.
         state["exp_avg"].copy_(mean)
         for kept, exact in ((parameter, weight), (state["exp_avg_sq"], square)):
             kept.copy_(round_stochastically(exact, generator) if kept.dtype == torch.bfloat16 else exact)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from tiny import tiny_model
 
 from orchestrator.model.clip import CLIP
+from orchestrator.model.compiler import missing_for_compile
 from orchestrator.objectives import info_nce
 
 LENGTHS = ([5, 9, 3, 9], [4, 12, 3, 9], [7, 7, 2, 6])
@@ -64,7 +66,7 @@ def test_checkpointed_activations_are_not_kept():
         assert kept(model) < 0.6 * before
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(bool(missing_for_compile()), reason=f"torch.compile needs {missing_for_compile()}")
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_compiled_blocks_give_the_same(kind):
     plain = results(tiny_model(600, kind))
@@ -75,3 +77,9 @@ def test_compiled_blocks_give_the_same(kind):
     for name, value in results(model).items():
         # Batch norm over four positions magnifies the last bits; the floor is for gradients that should be 0.
         assert (value - plain[name]).abs().max() <= 1e-4 * plain[name].abs().max() + 1e-6, name
+
+
+def test_what_does_not_compile_does_not_load_the_compiler():
+    """Loading it takes a second, in every trainer, evaluation and serving process."""
+    code = "import sys, orchestrator.inference; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

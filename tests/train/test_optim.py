@@ -33,10 +33,10 @@ def test_a_step_is_adamw_with_decoupled_decay():
     layer(torch.ones(1, 3)).square().sum().backward()
     gradients = [p.grad.double() for p in layer.parameters()]
     optimizer.step()
-    for now, old, gradient, decay in zip(layer.parameters(), before, gradients, (0.5, 0.0), strict=True):
+    for updated, old, gradient, decay in zip(layer.parameters(), before, gradients, (0.5, 0.0), strict=True):
         # First step: the bias-corrected moments are the gradient and its square.
         expected = old * (1 - 0.01 * decay) - 0.01 * gradient / (gradient.abs() + 1e-6)
-        torch.testing.assert_close(now.double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(updated.double(), expected, rtol=0, atol=1e-6)
 
 
 def test_warm_up_is_a_line_and_then_a_cosine_to_zero():

@@ -15,7 +15,7 @@ from shapes import pairs
 from orchestrator.config import Config, ConfigError, TextConfig, VisionConfig
 from orchestrator.data.shard_writers import ShardWriter
 from orchestrator.inference import ModelDirectoryError, read_model
-from orchestrator.train.loop import _require_compiler
+from orchestrator.train.loop import _require_compile
 from orchestrator.train.trainer import TrainingStopped, pretrain
 
 
@@ -140,5 +140,5 @@ def test_a_run_in_pure_bf16_continues_and_ends_in_an_ordinary_model(local_ray, t
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ConfigError, match=r"train\.compile=True: no C\+\+ compiler on .*; install g\+\+"):
-        _require_compiler()
+    with pytest.raises(ConfigError, match=r"train\.compile=True: .* lacks a C\+\+ compiler \(g\+\+\); install it"):
+        _require_compile()
