@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import ExifTags, Image
+
+from orchestrator.data.resize import resize_bicubic
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,7 +24,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 # Fast decoding keeps at least this many decoded pixels for each pixel of the result, along a side.
 FAST_MARGIN = 1.5
-_FAST_BICUBIC = ResizeAlg.convolution(FilterType.catmull_rom)
 
 _ORIENT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,7 +88,7 @@ class ImageTransform:
         data : the encoded picture
         rng : three numbers are drawn: the square's side, sqrt(uniform(crop_scale, 1)) of the shorter side, and its
             place. Both kinds of `jpeg_decode` cut the same square
-        out : uint8 (3, R, R) to write into; None: a new array
+        out : uint8 (3, R, R), contiguous, to write into; None: a new array
 
         Returns
         -------
@@ -106,13 +106,14 @@ class ImageTransform:
             side = max(1, round(math.sqrt(rng.uniform(self.crop_scale, 1.0)) * min(width, height)))
             left = int(rng.integers(width - side, endpoint=True))
             top = int(rng.integers(height - side, endpoint=True))
-            box = (left, top, left + side, top + side)
-            if self.jpeg_decode == "fast" and source.is_jpeg:
-                scale = _draft(source.image, side / R)
-                picture = _resize_fast(_to_rgb(source.image), (R, R), box, scale)
-            else:
-                picture = _to_rgb(source.image.crop(box)).resize((R, R), Image.Resampling.BICUBIC)
-            return _to_array(_orient(picture, source.orientation), out)
+            scale = self._decode(source, side / R)
+            box = (left * scale, top * scale, (left + side) * scale, (top + side) * scale)
+            square = np.empty((3, R, R), np.uint8) if out is None else out
+            resize_bicubic(_to_rgb(source.image), box, (R, R), (0, 0), square)
+            if source.orientation != 1:
+                upright = _orient(Image.fromarray(square.transpose(1, 2, 0)), source.orientation)
+                square[:] = np.asarray(upright).transpose(2, 0, 1)
+            return square
 
     def evaluate(self, data: bytes) -> np.ndarray:
         """The shorter side resized to R (bicubic, antialiased), then the square in the centre: what CLIP does.
@@ -138,17 +139,17 @@ class ImageTransform:
                 width, height = height, width
             short = min(width, height)
             size = (int(R * width / short), int(R * height / short))
-            if size[0] * size[1] > self.max_pixels:
-                raise ImageError("too_many_pixels", f"{width}x{height} resized to {size[0]}x{size[1]}")
-            if self.jpeg_decode == "fast" and source.is_jpeg:
-                scale = _draft(source.image, short / R)
-                upright = _orient(_to_rgb(source.image), source.orientation)
-                picture = _resize_fast(upright, size, (0, 0, width, height), scale)
-            else:
-                upright = _orient(_to_rgb(source.image), source.orientation)
-                picture = upright.resize(size, Image.Resampling.BICUBIC)
-            left, top = round((size[0] - R) / 2), round((size[1] - R) / 2)
-            return _to_array(picture.crop((left, top, left + R, top + R)))
+            corner = (round((size[0] - R) / 2), round((size[1] - R) / 2))
+            scale = self._decode(source, short / R)
+            whole = (0, 0, width * scale, height * scale)
+            upright = _orient(_to_rgb(source.image), source.orientation)
+            return resize_bicubic(upright, whole, size, corner, np.empty((3, R, R), np.uint8))
+
+    def _decode(self, source: _Source, ratio: float) -> float:
+        """Decode the picture, `ratio` pixels for each of the result: the scale at which it was decoded."""
+        scale = _draft(source.image, ratio) if self.jpeg_decode == "fast" and source.is_jpeg else 1.0
+        source.image.load()
+        return scale
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation transform in the words of Hugging Face's preprocessor_config.json."""
@@ -290,23 +291,3 @@ def _draft(image: Image.Image, ratio: float) -> float:
     width, height = image.size
     drafted = image.draft(image.mode, (width // factor, height // factor)) if factor > 1 else None
     return drafted[1][2] / width if drafted else 1.0
-
-
-def _resize_fast(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], scale: float
-) -> Image.Image:
-    """Cut `box`, in pixels of the full picture, out of one decoded at `scale`, and resize it with SIMD instructions."""
-    left, top, right, bottom = (edge * scale for edge in box)
-    crop = CropBox(left, top, min(right, image.width) - left, min(bottom, image.height) - top)
-    resized = Image.new("RGB", size)
-    # A resizer keeps buffers between calls and is not safe to share between threads; a new one costs next to nothing.
-    Resizer().resize_pil(image, resized, ResizeOptions(resize_alg=_FAST_BICUBIC, crop_box=crop))
-    return resized
-
-
-def _to_array(image: Image.Image, out: np.ndarray | None = None) -> np.ndarray:
-    channels_first = np.asarray(image).transpose(2, 0, 1)
-    if out is None:
-        return np.ascontiguousarray(channels_first)
-    np.copyto(out, channels_first)
-    return out
