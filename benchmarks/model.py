@@ -39,8 +39,8 @@ from orchestrator.model.clip import CLIP
 from orchestrator.model.layouts import config_to_hugging_face
 from orchestrator.model.scaling import count_flops
 from orchestrator.objectives import info_nce
-from orchestrator.train.loop import uses_bf16
 from orchestrator.train.optim import make_optimizer
+from orchestrator.train.step import uses_bf16
 
 FAMILY = tuple(recipe for recipe in cli.recipe_names() if recipe != "demo")
 SMALL = ("vit-b-32", "rn50", "vit-b-16")

@@ -35,8 +35,8 @@ class DataConfig:
     interleave : shards that one reading task opens at once and draws from at random
     shuffle_buffer : samples, still encoded, that one reading task shuffles among
     crop_scale : least share of the largest square's area that a training crop keeps, in (0, 1]
-    jpeg_decode : exact (Pillow, full resolution) or fast (libjpeg-turbo decodes at 1/2, 1/4 or 1/8 while that leaves
-        1.5 times the target, and the resize is SIMD; benchmarks/RESULTS.md states the difference)
+    jpeg_decode : exact (every pixel is decoded) or fast (libjpeg-turbo decodes at 1/2, 1/4 or 1/8 while that leaves 1.5
+        times the target; `orchestrator.data.images` states the difference)
     max_pixels : largest picture accepted, in pixels, before it is decoded
     max_reject_share : share of the manifest's samples that may be bad (each counted once) before the run stops,
         in [0, 1]
@@ -121,7 +121,9 @@ class ModelConfig:
     embed_dim : channels of the joint embedding
     image_size : pixels a side of the square that the image tower sees
     activation : quick_gelu (x * sigmoid(1.702 x), the released weights') or gelu
+    objective : contrastive (InfoNCE over the global batch) or sigmoid (SigLIP: each pair by itself, and a learned bias)
     init_temperature : temperature at the start; the logit scale is its inverse
+    init_logit_bias : sigmoid: the bias at the start
     max_logit_scale : the logit scale is clamped here after each step
     vision, text : the two towers
     vocab_size : entries of the tokenizer; 0: taken from the tokenizer
@@ -130,7 +132,9 @@ class ModelConfig:
     embed_dim: int = 512
     image_size: int = 224
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    objective: Literal["contrastive", "sigmoid"] = "contrastive"
     init_temperature: float = 0.07
+    init_logit_bias: float = -10.0
     max_logit_scale: float = 100.0
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -147,6 +151,7 @@ class OptimConfig:
     warmup_steps : optimiser steps from 0 to the peak
     weight_decay : decoupled; on weight matrices and kernels only, never on gains, biases or the logit scale
     beta1, beta2, eps : Adam's
+    max_grad_norm : gradients of a larger L2 norm, over all weights, are scaled down to it; 0: never
     """
 
     lr: float = 5e-4
@@ -155,6 +160,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-6
+    max_grad_norm: float = 0.0
 
 
 @dataclass
@@ -168,8 +174,12 @@ class TrainConfig:
         weights
     epochs : passes over the training data
     max_steps : optimiser steps at most; 0: as many as the epochs hold
-    global_batch : image-text pairs a step, over all workers; a multiple of num_workers
-    num_workers : training processes
+    global_batch : image-text pairs a step, over all workers, whatever their number
+    micro_batch : pairs that a worker passes through the towers at once; its part of the global batch is embedded first,
+        then gradients are made chunk by chunk, equal to those of the whole. 0: all at once
+    num_workers : training processes; a range such as 2..8 starts with what the cluster has room for and grows and
+        shrinks with it
+    parallel : ddp (each worker holds the whole model) or fsdp (weights, gradients and moments are sharded over them)
     device : auto (a GPU a worker where the cluster has any), gpu, or cpu
     cpus_per_worker : logical CPUs that one training process reserves
     torch_threads : CPU threads of one training process; 0: this node's cores shared among its training processes
@@ -179,9 +189,18 @@ class TrainConfig:
     checkpoint_activations : keep only each block's input for the backward pass and compute the rest again: less memory,
         about a third more work, the same result
     compile : have torch.compile fuse each block's operations; needs a C++ compiler on the training nodes
+    trace : with every checkpoint, write which samples each step trained on since the one before, to trace/*.jsonl of
+        the run: {step, samples: [[epoch, shard, index], ...]}
+    deterministic : the same data in the same order and deterministic kernels: a continued run equals one that never
+        stopped, to the bit, on the same number of workers. Every worker then reads all the data
     checkpoint_every : optimiser steps from one checkpoint to the next
     keep_checkpoints : newest checkpoints kept
-    max_failures : worker failures survived before the run stops
+    max_failed_checkpoints : checkpoints in a row that may fail before the run stops
+    storage_patience_s : seconds for which writing a checkpoint is tried again
+    max_failures : failures of workers or nodes survived before the run stops
+    max_skipped_steps : steps in a row without a finite loss and gradient that are skipped before the run goes back to
+        its last checkpoint
+    max_rollbacks : times that it goes back before it stops
     log_every : optimiser steps from one line of metrics.jsonl to the next
     """
 
@@ -189,17 +208,39 @@ class TrainConfig:
     epochs: int = 32
     max_steps: int = 0
     global_batch: int = 32768
-    num_workers: int = 1
+    micro_batch: int = 0
+    num_workers: int | str = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "gpu", "cpu"] = "auto"
     cpus_per_worker: float = 1.0
     torch_threads: int = 0
     precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
     checkpoint_activations: bool = False
     compile: bool = False
+    trace: bool = False
+    deterministic: bool = False
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    max_failed_checkpoints: int = 3
+    storage_patience_s: float = 300.0
     max_failures: int = 3
+    max_skipped_steps: int = 3
+    max_rollbacks: int = 1
     log_every: int = 10
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most training processes.
+
+        Raises
+        ------
+        ConfigError : num_workers is neither a number nor a range
+        """
+        low, dots, high = str(self.num_workers).partition("..")
+        try:
+            return int(low), int(high if dots else low)
+        except ValueError:
+            raise ConfigError(f"train.num_workers={self.num_workers!r}: a number or a range such as 2..8") from None
 
 
 @dataclass
@@ -331,19 +372,32 @@ def _check_data(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     train, optim, run = config.train, config.optim, config.run
-    _require(train.num_workers >= 1, "train.num_workers", train.num_workers, "at least 1")
+    fewest, most = train.worker_range
+    _require(1 <= fewest <= most, "train.num_workers", train.num_workers, "at least 1, the fewest before the most")
     _require(
-        train.global_batch >= 2 and train.global_batch % train.num_workers == 0,
+        train.global_batch >= 2 * most,
         "train.global_batch",
         train.global_batch,
-        f"at least 2 and a multiple of train.num_workers={train.num_workers}",
+        f"at least 2 for each of train.num_workers={train.num_workers}",
+    )
+    _require(train.micro_batch >= 0, "train.micro_batch", train.micro_batch, "0 (all at once) or more")
+    _require(
+        train.parallel == "ddp" or train.precision != "pure_bf16",
+        "train.parallel",
+        train.parallel,
+        "pure_bf16 rounds whole weights; take ddp, or another train.precision",
     )
     _require(train.epochs >= 1, "train.epochs", train.epochs, "at least 1")
     _require(train.max_steps >= 0, "train.max_steps", train.max_steps, "0 (no limit) or more")
     _require(train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1 step")
     _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")
     _require(train.log_every >= 1, "train.log_every", train.log_every, "at least 1 step")
-    _require(train.max_failures >= 0, "train.max_failures", train.max_failures, "0 or more")
+    for key in ("max_failures", "max_skipped_steps", "max_rollbacks", "storage_patience_s"):
+        _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "0 or more")
+    _require(
+        train.max_failed_checkpoints >= 1, "train.max_failed_checkpoints", train.max_failed_checkpoints, "1 or more"
+    )
+    _require(optim.max_grad_norm >= 0, "optim.max_grad_norm", optim.max_grad_norm, "0 (never) or more")
     _require(train.cpus_per_worker > 0, "train.cpus_per_worker", train.cpus_per_worker, "above 0")
     _require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
     _require(optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "0 or more")

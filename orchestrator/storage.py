@@ -136,6 +136,29 @@ def list_dir(uri: str) -> list[str]:
     raise AssertionError("unreachable")
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; none where there is no such folder."""
+    with translated(uri):
+        filesystem, path = open_location(uri)
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+    raise AssertionError("unreachable")
+
+
+def delete_file(uri: str) -> None:
+    """Delete an object."""
+    with translated(uri):
+        filesystem, path = open_location(uri)
+        filesystem.delete_file(path)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete a folder and what is in it."""
+    with translated(uri):
+        filesystem, path = open_location(uri)
+        filesystem.delete_dir(path)
+
+
 def expand(patterns: str | list[str]) -> list[str]:
     """Expand braces ({00000..00099}, {a,b}) and then globs (*, ?, [...]) of the file name.
 

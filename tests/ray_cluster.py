@@ -28,11 +28,37 @@ class RayCluster:
     address : host:port of its head
     dashboard : URL that jobs are submitted to
     environment : of the processes that use it
+    nodes : the processes that run its nodes, the head first
     """
 
     address: str
     dashboard: str
     environment: dict[str, str]
+    nodes: list[subprocess.Popen]
+
+    def add_node(self, num_cpus: int) -> subprocess.Popen:
+        """Join another node; ended with the cluster."""
+        command = [
+            RAY, "start", f"--address={self.address}", "--block", f"--num-cpus={num_cpus}",
+            "--node-ip-address=127.0.0.1", "--object-store-memory=200000000",
+        ]  # fmt: skip
+        environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+        node = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        self.nodes.append(node)
+        return node
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL a process and all below it: what the loss of a machine looks like to the others."""
+    import psutil
+
+    parent = psutil.Process(process.pid)
+    for member in [parent, *parent.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
 
 
 def free_port() -> int:
@@ -69,6 +95,7 @@ def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> It
     with log.open("wb") as out:
         head = subprocess.Popen(command, env=full, stdout=out, stderr=out, start_new_session=True)
     url = f"http://127.0.0.1:{dashboard_port}"
+    cluster = RayCluster(f"127.0.0.1:{port}", url, {**full, "RAY_ADDRESS": f"127.0.0.1:{port}"}, [head])
 
     def ready() -> bool:
         if head.poll() is not None:
@@ -81,8 +108,11 @@ def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> It
 
     try:
         wait_until(ready, 90, "the start of a Ray head")
-        yield RayCluster(f"127.0.0.1:{port}", url, {**full, "RAY_ADDRESS": f"127.0.0.1:{port}"})
+        yield cluster
     finally:
+        for node in cluster.nodes[1:]:
+            if node.poll() is None:
+                kill_tree(node)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGTERM)
         try:

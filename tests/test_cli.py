@@ -57,7 +57,7 @@ def test_unknown_key_in_a_file_names_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("train", {"global_batch": 10, "num_workers": 4}, "train.global_batch=10: .*train.num_workers=4"),
+        ("train", {"global_batch": 7, "num_workers": 4}, "train.global_batch=7: .*train.num_workers=4"),
         ("model", {"image_size": 100}, "must divide model.image_size=100"),
         ("data", {"train": []}, "data.train"),
         ("data", {"crop_scale": 0.0}, "data.crop_scale=0.0"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 IMAGE, TOKENS, SAMPLE = "image", "tokens", "sample"
+Columns = dict[str, np.ndarray]
 
 # 15 bits of epoch, 24 of shard, 24 of index fill a positive int64.
 _SHARD_BITS = _INDEX_BITS = 24
@@ -41,3 +42,29 @@ def unpack_sample(sample_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
         sample_B >> _INDEX_BITS & (MAX_SHARDS - 1),
         sample_B & (MAX_SAMPLES_A_SHARD - 1),
     )
+
+
+def empty(image_size: int, context_length: int) -> Columns:
+    """A batch of no sample."""
+    return {
+        IMAGE: np.empty((0, 3, image_size, image_size), np.uint8),
+        TOKENS: np.empty((0, context_length), np.int32),
+        SAMPLE: np.empty(0, np.int64),
+    }
+
+
+def count(parts: list[Columns]) -> int:
+    """Samples of several batches."""
+    return sum(len(part[SAMPLE]) for part in parts)
+
+
+def take(columns: Columns, start: int, stop: int) -> Columns:
+    """A batch's samples from `start` to `stop`."""
+    return {name: column[start:stop] for name, column in columns.items()}
+
+
+def join(parts: list[Columns]) -> Columns:
+    """Several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -65,9 +65,10 @@ class ImageTransform:
     ----------
     image_size : R, pixels a side of the square
     crop_scale : least share of the largest square's area that a training crop keeps, in (0, 1]
-    jpeg_decode : exact (Pillow decodes every pixel and resizes) or fast (see `_draft` and `_resize_fast`: 2 to 3 times
-        as fast; on photographs of 0.3, 0.5 and 1 megapixels at R = 224 the mean absolute difference from the exact
-        picture is 0.16, 0.26 and 0.41 of 255); other formats than JPEG are always exact
+    jpeg_decode : exact (every pixel is decoded and resized as Pillow does, to the bit) or fast (a JPEG of at least 3
+        pixels for each of the result, along a side, is decoded at 1/2, 1/4 or 1/8 of its size, see `_draft`. At R = 224
+        photographs of up to 0.5 megapixels are the same; of 0.8 to 12, 1.5 to 8.5 times as fast with a mean absolute
+        difference of 0.3 to 0.7 of 255); other formats are always exact
     max_pixels : largest picture accepted, in pixels, known from its header before it is decoded; Pillow itself refuses
         what has more than 178,956,970
     mean, std : of each channel in [0, 1], for whoever normalises the pixels on the device

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator import storage
 from orchestrator.config import DataConfig
+from orchestrator.data.ledger import Ledger
 from orchestrator.data.shards import count_samples, is_parquet
 
 
@@ -46,6 +47,10 @@ class Manifest:
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    def ledger(self) -> Ledger:
+        """An empty ledger of these shards."""
+        return Ledger([shard.samples for shard in self.shards])
 
     @property
     def fingerprint(self) -> str:

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pyroaring import BitMap
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from orchestrator.config import Config, DataConfig
 from orchestrator.data.batch import IMAGE, SAMPLE, TOKENS, pack_sample
 from orchestrator.data.images import ImageError, ImageTransform
+from orchestrator.data.ledger import Ledger
 from orchestrator.data.manifest import Manifest, verify
 from orchestrator.data.rejects import RejectLimitExceeded
 from orchestrator.data.shards import RawSample, Reject, read_shard
@@ -41,16 +43,16 @@ class Unit:
     ----------
     epoch : pass over the data, from 0
     shards : places in the manifest
-    skip : samples of this unit that are left out, in its own order
     """
 
     epoch: int
     shards: tuple[int, ...]
-    skip: int = 0
 
 
-def plan(manifest: Manifest, epochs: int, seed: int, interleave: int, skip_samples: int = 0) -> list[Unit]:
+def plan(manifest: Manifest, epochs: int, seed: int, interleave: int, trained: Ledger, rejected: BitMap) -> list[Unit]:
     """The reading units of a run.
+
+    Units are cut before finished shards are left out: what is left of a unit keeps its order when a run continues.
 
     Parameters
     ----------
@@ -58,23 +60,21 @@ def plan(manifest: Manifest, epochs: int, seed: int, interleave: int, skip_sampl
     epochs : passes
     seed : of the shard orders; each epoch has its own
     interleave : shards of a unit
-    skip_samples : samples consumed before, in the order of the plan
+    trained : what each epoch has trained on before
+    rejected : places in the manifest of samples known to be bad
 
     Returns
     -------
-    units in reading order, those consumed before left out
+    units in reading order, without those of which nothing is left
     """
     units = []
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(manifest.shards)).tolist()
+        unfinished = set(trained.unfinished(epoch, rejected))
         for start in range(0, len(order), interleave):
             shards = tuple(order[start : start + interleave])
-            samples = sum(manifest.shards[shard].samples for shard in shards)
-            if skip_samples >= samples:
-                skip_samples -= samples
-                continue
-            units.append(Unit(epoch, shards, skip_samples))
-            skip_samples = 0
+            if not unfinished.isdisjoint(shards):
+                units.append(Unit(epoch, shards))
     return units
 
 
@@ -90,6 +90,7 @@ class Reader:
     tokenizer : of the captions
     context_length : T
     seed : of the run
+    trained : samples that are left out
     """
 
     manifest: Manifest
@@ -98,6 +99,7 @@ class Reader:
     tokenizer: Tokenizer
     context_length: int
     seed: int
+    trained: Ledger
 
     def read_unit(self, unit: Unit, on_rejects: Callable[[Sequence[Reject]], None]) -> Iterator[dict[str, np.ndarray]]:
         """The unit's samples as columns of `orchestrator.data.batch`, some MB at a time.
@@ -132,25 +134,27 @@ class Reader:
             on_rejects(rejects)
 
     def _encoded(self, unit: Unit, rejects: list[Reject]) -> Iterator[tuple[int, RawSample]]:
-        """The unit's good samples in shuffled order, `skip` of them left out.
+        """The unit's good samples in shuffled order, those trained on before left out.
 
-        Shuffling encoded samples moves a tenth of the bytes that shuffling decoded ones would.
+        They are left out at the end, so that the others keep their order. Shuffling encoded samples moves a tenth of
+        the bytes that shuffling decoded ones would.
         """
+        for shard, sample in self._shuffled(unit, rejects):
+            if not self.trained.holds(unit.epoch, shard, sample.index):
+                yield shard, sample
+
+    def _shuffled(self, unit: Unit, rejects: list[Reject]) -> Iterator[tuple[int, RawSample]]:
         rng = np.random.default_rng([self.seed, unit.epoch, *unit.shards])
         buffer: list[tuple[int, RawSample]] = []
-        skip = unit.skip
         for item in self._interleaved(unit, rng, rejects):
             if len(buffer) < self.config.shuffle_buffer:
                 buffer.append(item)
                 continue
             place = int(rng.integers(len(buffer)))
             item, buffer[place] = buffer[place], item
-            if skip:
-                skip -= 1
-            else:
-                yield item
+            yield item
         rng.shuffle(buffer)  # type: ignore[arg-type]
-        yield from buffer[skip:]
+        yield from buffer
 
     def _interleaved(
         self, unit: Unit, rng: np.random.Generator, rejects: list[Reject]
@@ -236,7 +240,12 @@ def image_transform(config: Config) -> ImageTransform:
 
 
 def make_dataset(
-    manifest: Manifest, config: Config, tokenizer: Tokenizer, rejects: Any, skip_samples: int = 0
+    manifest: Manifest,
+    config: Config,
+    tokenizer: Tokenizer,
+    rejects: Any,
+    trained: Ledger | None = None,
+    rejected: BitMap | None = None,
 ) -> ray.data.Dataset:
     """The whole run's samples, all epochs in sequence, as a streaming dataset.
 
@@ -246,7 +255,8 @@ def make_dataset(
     config : of the run
     tokenizer : of the captions
     rejects : actor handle of a RejectActor
-    skip_samples : samples consumed before
+    trained : what each epoch has trained on before; None: nothing
+    rejected : places in the manifest of samples known to be bad; None: none
 
     Returns
     -------
@@ -254,7 +264,9 @@ def make_dataset(
     """
     import ray
 
-    units = plan(manifest, config.train.epochs, config.run.seed, config.data.interleave, skip_samples)
+    trained = manifest.ledger() if trained is None else trained
+    rejected = BitMap() if rejected is None else rejected
+    units = plan(manifest, config.train.epochs, config.run.seed, config.data.interleave, trained, rejected)
     reader = Reader(
         manifest,
         config.data,
@@ -262,6 +274,7 @@ def make_dataset(
         tokenizer,
         config.model.text.context_length,
         config.run.seed,
+        trained,
     )
     # Shared through the object store: a task's own description stays small.
     read = ReadUnits(ray.put(reader), ray.put(units), rejects)

@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import ray
+from pyroaring import BitMap
 
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import Reject
+
+# Bad samples that are listed one by one, at most; the others are counted.
+LISTED = 100_000
 
 
 class RejectLimitExceeded(ValueError):
@@ -21,49 +26,69 @@ class RejectLedger:
 
     Parameters
     ----------
-    samples : of the manifest
-    max_share : share of them that may be bad, 0 to 1
+    manifest : the shards
+    max_share : share of its samples that may be bad, 0 to 1
     """
 
-    def __init__(self, samples: int, max_share: float):
-        self._limit = int(samples * max_share)
+    def __init__(self, manifest: Manifest, max_share: float):
         self._max_share = max_share
-        self._samples = samples
-        self._rejects: dict[tuple[str, int], Reject] = {}
+        self._places = manifest.ledger()
+        self._shards = {shard.uri: number for number, shard in enumerate(manifest.shards)}
+        self._listed: list[Reject] = []
+        self.places = BitMap()
+        self.counts: Counter[str] = Counter()
 
     def add(self, rejects: Sequence[Reject]) -> str:
         """Record bad samples; returns why the run must stop, or nothing."""
         for reject in rejects:
-            self._rejects.setdefault((reject.shard, reject.index), reject)
-        if len(self._rejects) <= self._limit:
+            place = self._places.place(self._shards[reject.shard], reject.index)
+            if place not in self.places:
+                self.places.add(place)
+                self.counts[reject.reason] += 1
+                if len(self._listed) < LISTED:
+                    self._listed.append(reject)
+        samples = self._places.size
+        if len(self.places) <= int(samples * self._max_share):
             return ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
-        first = next(iter(self._rejects.values()))
+        first = self._listed[0]
         return (
-            f"data.max_reject_share={self._max_share}: {len(self._rejects)} of {self._samples} samples are bad "
+            f"data.max_reject_share={self._max_share}: {len(self.places)} of {samples} samples are bad "
             f"({reasons}), the first {first.shard} sample {first.index} ({first.key}); rejects.jsonl of the run lists "
             "them; mend the data or raise the limit"
         )
 
-    @property
-    def counts(self) -> Counter[str]:
-        """How many bad samples there are, by reason."""
-        return Counter(reject.reason for reject in self._rejects.values())
-
     def to_jsonl(self) -> str:
-        """One JSON object a line: shard, index, key, reason, detail."""
-        return "".join(json.dumps(asdict(reject)) + "\n" for reject in self._rejects.values())
+        """One JSON object a line: shard, index, key, reason, detail; the first 100,000."""
+        return "".join(json.dumps(asdict(reject)) + "\n" for reject in self._listed)
+
+    def to_bytes(self) -> bytes:
+        """All that is known, for a checkpoint: a line of JSON, the list, the places in Roaring's portable format."""
+        listed = self.to_jsonl().encode()
+        header = {"format": 1, "counts": self.counts, "listed": len(listed)}
+        return json.dumps(header).encode() + b"\n" + listed + self.places.serialize()
+
+    def restore(self, data: bytes) -> None:
+        """Go on from what `to_bytes` made."""
+        header, _, body = data.partition(b"\n")
+        fields = json.loads(header)
+        listed, places = body[: fields["listed"]], body[fields["listed"] :]
+        self.counts, self.places = Counter(fields["counts"]), BitMap.deserialize(places)
+        self._listed = [Reject(**json.loads(line)) for line in listed.decode().splitlines()]
 
 
 @ray.remote(num_cpus=0)
 class RejectActor:
-    """A ledger that all reading tasks share."""
+    """A ledger of bad samples that all reading tasks share."""
 
     def __init__(self, ledger: RejectLedger):
         self._ledger = ledger
 
     def add(self, rejects: Sequence[Reject]) -> str:
         return self._ledger.add(rejects)
+
+    def to_bytes(self) -> bytes:
+        return self._ledger.to_bytes()
 
     def ledger(self) -> RejectLedger:
         return self._ledger

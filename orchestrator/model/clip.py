@@ -51,6 +51,8 @@ class CLIP(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(text.width, config.embed_dim) * text.width**-0.5)
         # Learned as a logarithm; the multiplier is its exponential.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.init_temperature)))
+        if config.objective == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(config.init_logit_bias))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def encode_image(self, image_B3RR: Tensor) -> Tensor:
@@ -70,9 +72,11 @@ class CLIP(nn.Module):
         x_BW = x_BTW[torch.arange(x_BTW.shape[0], device=x_BTW.device), eos_B]
         return F.normalize(x_BW @ self.text_projection, dim=-1)
 
-    def forward(self, image_B3RR: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image embeddings (B, D), text embeddings (B, D), and the logit scale (the multiplier)."""
-        return self.encode_image(image_B3RR), self.encode_text(tokens_BT), self.logit_scale.exp()
+    def forward(self, image_B3RR: Tensor, tokens_BT: Tensor) -> tuple[Tensor, ...]:
+        """Image embeddings (B, D), text embeddings (B, D), the logit scale (the multiplier); with the sigmoid objective
+        the bias, too."""
+        embeddings = self.encode_image(image_B3RR), self.encode_text(tokens_BT), self.logit_scale.exp()
+        return (*embeddings, self.logit_bias) if self.config.objective == "sigmoid" else embeddings
 
     def checkpoint_activations(self) -> None:
         """Keep only each block's input for the backward pass and compute the rest again: a third more work."""

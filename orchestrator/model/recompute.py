@@ -27,12 +27,12 @@ def recomputed(block: nn.Module, *inputs: Any) -> Tensor:
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,  # There is no dropout.
-        context_fn=lambda: (nullcontext(), _statistics_kept(block)),
+        context_fn=lambda: (nullcontext(), statistics_kept(block)),
     )
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
+def statistics_kept(block: nn.Module) -> Iterator[None]:
     """While it lasts, batch norm leaves its running statistics alone: the first pass has counted this batch."""
     layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]

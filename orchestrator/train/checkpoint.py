@@ -1,21 +1,34 @@
-"""Training checkpoints: all that a run needs to go on.
+"""Training checkpoints: all that a run needs to go on, whole or not there at all.
 
-A checkpoint is a directory:
+    <run>/checkpoints/step_00000040/
+      model.safetensors        weights and batch-norm statistics
+      optimizer.safetensors    Adam's moments, <moment>.<parameter>
+      ledger.bin, rejects.bin  what was trained on, what cannot be
+      state.json               step, samples
+      complete.json            size and SHA-256 of every file, written last
 
-    model.safetensors      weights and batch-norm statistics
-    optimizer.pt           Adam's moments; read with weights_only
-    state.json             step, samples consumed, format version
+A checkpoint without `complete.json` was interrupted: it does not count, and the next one clears it away.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from orchestrator import storage
+
+COMPLETE = "complete.json"
+
+
+class CheckpointDamaged(RuntimeError):
+    """A checkpoint's file is not what was written; the message names it."""
 
 
 @dataclass
@@ -25,35 +38,201 @@ class TrainState:
     Parameters
     ----------
     step : optimiser steps made
-    samples : samples consumed by all workers, over all epochs
+    samples : samples trained on by all workers, over all epochs
     """
 
     step: int = 0
     samples: int = 0
 
 
-def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    """Write a checkpoint into an empty local directory."""
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, directory / "model.safetensors"
-    )
-    torch.save(optimizer.state_dict(), directory / "optimizer.pt")
-    (directory / "state.json").write_text(json.dumps({"format": 1, **asdict(state)}))
+@dataclass
+class Snapshot:
+    """A moment of a run, in memory of its own.
+
+    Parameters
+    ----------
+    state : where the run stands
+    model : weights and statistics by name, on the CPU
+    optimizer : moments by name, on the CPU
+    ledger, rejects : as `orchestrator.data` writes them
+    """
+
+    state: TrainState
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ledger: bytes
+    rejects: bytes
 
 
-def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Restore model and optimiser in place and return where the run stood.
+def snapshot_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copies of the model's and the optimiser's tensors, whole and on the CPU.
+
+    Where they are sharded over workers, all workers must call this together.
+    """
+    weights = {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+    moments = {
+        f"{key}.{name}": _whole(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    for number, group in enumerate(optimizer.param_groups):
+        if "step" in group:
+            moments[f"group_step.{number}"] = torch.tensor(group["step"])
+    return weights, moments
+
+
+def restore_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], moments: dict[str, Tensor]
+) -> None:
+    """Put back what `snapshot_tensors` copied, sharded as the model is now.
 
     Raises
     ------
     RuntimeError : the checkpoint belongs to another architecture; torch names the tensors
     """
-    model.load_state_dict(load_file(directory / "model.safetensors"))
-    optimizer.load_state_dict(torch.load(directory / "optimizer.pt", map_location="cpu", weights_only=True))
-    return read_state((directory / "state.json").read_bytes())
+    here = model.state_dict()
+    model.load_state_dict({name: _like(tensor, here.get(name)) for name, tensor in weights.items()})
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in moments.items():
+        key, _, name = full_name.partition(".")
+        if key == "group_step":
+            optimizer.param_groups[int(name)]["step"] = int(tensor)
+        else:
+            # A count of steps has no shape and is not sharded.
+            like = parameters[name] if tensor.ndim else None
+            moved = _like(tensor, like)
+            optimizer.state[parameters[name]][key] = moved.to(parameters[name].device)
 
 
-def read_state(data: bytes) -> TrainState:
-    """Read the bytes of a checkpoint's state.json."""
-    fields = json.loads(data)
-    return TrainState(step=fields["step"], samples=fields["samples"])
+def _whole(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return torch.as_tensor(tensor).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _like(tensor: Tensor, like: Tensor | None) -> Tensor:
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return tensor
+
+
+class CheckpointStore:
+    """A run's checkpoints.
+
+    Parameters
+    ----------
+    run_uri : the run's folder
+    """
+
+    def __init__(self, run_uri: str):
+        self._uri = storage.join(run_uri, "checkpoints")
+
+    def uri(self, step: int) -> str:
+        return storage.join(self._uri, f"step_{step:08d}")
+
+    def steps(self) -> list[int]:
+        """The complete checkpoints, oldest first."""
+        return [step for step in self._all_steps() if storage.exists(storage.join(self.uri(step), COMPLETE))]
+
+    def write(self, snapshot: Snapshot, keep: int) -> None:
+        """Write a checkpoint, then delete all but the newest `keep`.
+
+        Raises
+        ------
+        StorageError : it could not be written; earlier checkpoints are unharmed
+        """
+        step = snapshot.state.step
+        for old in self._all_steps():
+            if old >= step or not storage.exists(storage.join(self.uri(old), COMPLETE)):
+                storage.delete_folder(self.uri(old))
+        files = {}
+        for name, data in _files(snapshot):
+            storage.write_bytes(storage.join(self.uri(step), name), data)
+            files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        storage.write_bytes(storage.join(self.uri(step), COMPLETE), json.dumps({"format": 1, "files": files}).encode())
+        for old in self.steps()[:-keep]:
+            # First what makes it complete: an interrupted deletion leaves nothing that looks whole.
+            storage.delete_file(storage.join(self.uri(old), COMPLETE))
+            storage.delete_folder(self.uri(old))
+
+    def newest(self) -> TrainState:
+        """Where the newest checkpoint whose files are all as they were written stands; the start where there is none.
+
+        A damaged one is set aside: its `complete.json` becomes `damaged.json`, and the one before is taken.
+        """
+        for step in reversed(self.steps()):
+            try:
+                for name in self._listed(step):
+                    self._read(step, name)
+            except CheckpointDamaged as error:
+                print(f"{error}; going back to the checkpoint before it", flush=True)
+                self._set_aside(step)
+                continue
+            return self.state(step)
+        return TrainState()
+
+    def state(self, step: int) -> TrainState:
+        """Where a checkpoint stands; step 0 is the start."""
+        if step == 0:
+            return TrainState()
+        fields = json.loads(self._read(step, "state.json"))
+        return TrainState(step=fields["step"], samples=fields["samples"])
+
+    def read(self, step: int) -> Snapshot:
+        """A checkpoint.
+
+        Raises
+        ------
+        CheckpointDamaged : a file is not what was written
+        """
+        return Snapshot(
+            self.state(step),
+            load(self._read(step, "model.safetensors")),
+            load(self._read(step, "optimizer.safetensors")),
+            self.ledger(step),
+            self.rejects(step),
+        )
+
+    def ledger(self, step: int) -> bytes:
+        return self._read(step, "ledger.bin")
+
+    def rejects(self, step: int) -> bytes:
+        return self._read(step, "rejects.bin")
+
+    def _all_steps(self) -> list[int]:
+        names = storage.list_folders(self._uri)
+        return sorted(int(name.removeprefix("step_")) for name in names if name.startswith("step_"))
+
+    def _listed(self, step: int) -> dict[str, dict]:
+        uri = storage.join(self.uri(step), COMPLETE)
+        try:
+            return json.loads(storage.read_bytes(uri))["files"]
+        except (ValueError, KeyError) as error:
+            raise CheckpointDamaged(f"{uri}: {error}") from None
+
+    def _read(self, step: int, name: str) -> bytes:
+        uri = storage.join(self.uri(step), name)
+        written = self._listed(step)[name]
+        try:
+            data = storage.read_bytes(uri)
+        except storage.MissingObject:
+            raise CheckpointDamaged(f"{uri}: missing") from None
+        if len(data) != written["size"]:
+            raise CheckpointDamaged(f"{uri}: {len(data):,} bytes where {written['size']:,} were written")
+        if hashlib.sha256(data).hexdigest() != written["sha256"]:
+            raise CheckpointDamaged(f"{uri}: its SHA-256 is not that of what was written")
+        return data
+
+    def _set_aside(self, step: int) -> None:
+        complete = storage.join(self.uri(step), COMPLETE)
+        storage.write_bytes(storage.join(self.uri(step), "damaged.json"), storage.read_bytes(complete))
+        storage.delete_file(complete)
+
+
+def _files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
+    """One at a time: each is as large in memory as on disk."""
+    yield "model.safetensors", save(snapshot.model)
+    yield "optimizer.safetensors", save(snapshot.optimizer)
+    yield "ledger.bin", snapshot.ledger
+    yield "rejects.bin", snapshot.rejects
+    yield "state.json", json.dumps({"format": 1, **asdict(snapshot.state)}).encode()

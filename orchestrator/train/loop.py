@@ -1,46 +1,49 @@
 """The one training loop; it runs in every training process.
 
-Shapes: B pairs of this worker, R image side, T tokens.
+Shapes: B pairs of this worker.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from orchestrator.config import Config, ConfigError
-from orchestrator.data.batch import unpack_sample
+from orchestrator.data.batch import SAMPLE, Columns, count, empty, unpack_sample
 from orchestrator.data.images import ImageTransform
+from orchestrator.data.ledger import Ledger
 from orchestrator.data.manifest import Manifest, ShardChanged
 from orchestrator.data.rejects import RejectLimitExceeded
 from orchestrator.inference.model_directory import save_model
 from orchestrator.model.clip import CLIP
 from orchestrator.model.compiler import missing_for_compile
-from orchestrator.model.pixels import normalize_pixels
+from orchestrator.model.scaling import count_flops
 from orchestrator.model.tokenizer import Tokenizer
-from orchestrator.objectives import info_nce
-from orchestrator.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from orchestrator.train.checkpoint import CheckpointStore, Snapshot, TrainState, restore_tensors, snapshot_tensors
+from orchestrator.train.checkpoint_writer import CheckpointWriter
+from orchestrator.train.meter import Meter
 from orchestrator.train.metrics import MetricsWriter
 from orchestrator.train.optim import learning_rate, make_optimizer
+from orchestrator.train.parallel import share_gradients
 from orchestrator.train.start import load_start
+from orchestrator.train.step import Outcome, Step
+from orchestrator.train.supply import Supply
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss is infinite or not a number; the message names the step and the batch's samples."""
+class NonFiniteSteps(RuntimeError):
+    """Too many steps in a row gave no finite loss or gradient; the message names the last one's samples."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Job:
     manifest : the shards
     tokenizer, transform : saved with the model
     total_steps : optimiser steps of the whole run
-    board : actor handle of the ProgressBoard
+    board : actor handle of the RunBoard
+    rejects : actor handle of the RejectActor
     card : text of the model card
     """
 
@@ -65,6 +69,7 @@ class Job:
     transform: ImageTransform
     total_steps: int
     board: Any
+    rejects: Any
     card: str
 
 
@@ -73,12 +78,15 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    {"step", "loss"} of the last step; or {"error"}: why the run had to stop, where trying again would not help
+    {"step", "loss", "left_out"} of the last step; or {"error"}: why the run had to stop, where trying again would not
+    help
     """
     job: Job = settings["job"]
     try:
-        return _train(job)
-    except NonFiniteLoss as error:
+        return _Worker(job).train()
+    except NonFiniteSteps as error:
+        if ray.get(job.board.may_roll_back.remote(str(error), job.config.train.max_rollbacks)):
+            raise
         return {"error": str(error)}
     except Exception as error:
         final = _find_cause(error, (RejectLimitExceeded, ShardChanged, ConfigError))
@@ -87,107 +95,195 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(final)}
 
 
-def _train(job: Job) -> dict[str, Any]:
-    config, train = job.config, job.config.train
-    context = ray.train.get_context()
-    # Batches lie in Ray's shared memory, read-only; normalising makes a new tensor and nothing writes to them.
-    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(train.torch_threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    # Every process draws the same initial weights.
-    torch.manual_seed(config.run.seed)
+class _Worker:
+    """One training process, from the checkpoint it goes on from to the end of the run."""
+
+    def __init__(self, job: Job):
+        config, train = job.config, job.config.train
+        context = ray.train.get_context()
+        # Batches lie in Ray's shared memory, read-only; normalising makes a new tensor and nothing writes to them.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        self.job, self.rank, self.world_size = job, context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        torch.set_num_threads(train.torch_threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        if train.deterministic:
+            torch.use_deterministic_algorithms(True)
+        # Every process draws the same initial weights.
+        torch.manual_seed(config.run.seed)
+        self.model = _build(config, self.device)
+        self.workers = dist.group.WORLD if self.world_size > 1 else None
+        # What the workers agree on does not wait for the GPU's queue.
+        self.control = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        shared = share_gradients(self.model, train.parallel, self.device, self.world_size)
+        self.optimizer = make_optimizer(self.model, config.optim, train.precision == "pure_bf16", config.run.seed)
+        self.step = Step(
+            self.model, shared.towers, self.optimizer, config, job.transform, self.device, self.workers,
+            shared.accumulating,
+        )  # fmt: skip
+        self.store = CheckpointStore(job.run_uri)
+        self.state, self.ledger = self._restore()
+        # What this worker has trained on since the last checkpoint.
+        self.mine = job.manifest.ledger()
+        self.trace: list[tuple[int, list[int]]] = []
+        self.supply = Supply(
+            _blocks(), empty(config.model.image_size, config.model.text.context_length), train.global_batch,
+            self.state.step, self.rank, self.world_size, self.control, train.deterministic,
+            config.data.prefetch_batches,
+        )  # fmt: skip
+        self.writer = MetricsWriter(job.run_uri, self.state.step) if self.rank == 0 else None
+        self.checkpoints = CheckpointWriter(
+            self.store, train.keep_checkpoints, train.storage_patience_s, train.max_failed_checkpoints,
+            lambda message: job.board.say.remote(message),
+        )  # fmt: skip
+        if self.rank == 0:
+            job.board.placed.remote(self.world_size)
+        flops = count_flops(config.model)
+        self.meter = Meter(3 * (flops.image + flops.text), self.world_size, self.device)
+
+    def _restore(self) -> tuple[TrainState, Ledger]:
+        """Go on from the checkpoint that the data was planned from."""
+        step = ray.get(self.job.board.start.remote())
+        if step:
+            saved = self.store.read(step)
+            restore_tensors(self.model, self.optimizer, saved.model, saved.optimizer)
+            return saved.state, Ledger.from_bytes(saved.ledger, [shard.samples for shard in self.job.manifest.shards])
+        if self.job.config.train.init:
+            load_start(self.model, self.job.config.train.init)
+        return TrainState(), self.job.manifest.ledger()
+
+    def train(self) -> dict[str, Any]:
+        job, train, state = self.job, self.job.config.train, self.state
+        outcome, saved_at, skipped = Outcome(float("nan"), 0.0), state.step, 0
+        while state.step < job.total_steps:
+            with self.meter.waiting("data"):
+                batch = self.supply.next()
+            if batch is None:  # Rejected samples make the data shorter than the manifest says.
+                break
+            # Nothing random depends on what was drawn before: a continued run draws what it would have drawn.
+            torch.manual_seed((job.config.run.seed * 1_000_003 + state.step) * 65_537 + self.rank)
+            samples = self._sum(count([batch]))
+            rate = learning_rate(state.step, job.total_steps, job.config.optim)
+            outcome = self.step(batch, rate, self._chunks(samples))
+            self.mine.add(batch[SAMPLE])
+            if train.trace:
+                self.trace.append((state.step, batch[SAMPLE].tolist()))
+            self.meter.add(samples)
+            skipped = 0 if outcome.finite else skipped + 1
+            if skipped:
+                self._skip(outcome, batch, skipped)
+            state.step += 1
+            state.samples += samples
+            if state.step % train.log_every == 0 or state.step == job.total_steps:
+                self._record(outcome)
+            if state.step % train.checkpoint_every == 0 and not skipped:
+                with self.meter.waiting("checkpoint"):
+                    self._checkpoint()
+                saved_at = state.step
+        if saved_at != state.step:
+            self._checkpoint()
+        if self.writer is not None:
+            self.checkpoints.finish()
+            self.writer.close()
+        self._save_model()
+        return {"step": state.step, "loss": outcome.loss, "left_out": self.supply.left_out}
+
+    def _chunks(self, samples: int) -> int:
+        """As many on every worker, though one may have a sample more."""
+        micro_batch = self.job.config.train.micro_batch
+        return math.ceil(math.ceil(samples / self.world_size) / micro_batch) if micro_batch else 1
+
+    def _sum(self, number: int) -> int:
+        if self.control is None:
+            return number
+        total = torch.tensor(number)
+        dist.all_reduce(total, group=self.control)
+        return int(total)
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """Every worker's, in order of rank."""
+        parts: list[Any] = [mine]
+        if self.control is not None:
+            parts = [None] * self.world_size
+            dist.all_gather_object(parts, mine, group=self.control)
+        return parts
+
+    def _skip(self, outcome: Outcome, batch: Columns, skipped: int) -> None:
+        """A step without a finite loss or gradient has left the weights alone; too many of them end in an error."""
+        step, names, limit = self.state.step, self._names(batch[SAMPLE]), self.job.config.train.max_skipped_steps
+        what = f"step {step} gave a loss of {outcome.loss} and a gradient norm of {outcome.grad_norm}"
+        if self.writer is not None:
+            self.writer.skip(step, outcome.loss, outcome.grad_norm, names)
+            self.job.board.say.remote(f"{what}: skipped; its samples, such as {names[0]}, will be in skipped.jsonl")
+        if skipped > limit:
+            if self.writer is not None:
+                self.writer.publish()
+            raise NonFiniteSteps(
+                f"{what}, as did the {limit} steps before it (train.max_skipped_steps); the last checkpoint is good. "
+                "Lower optim.lr, lengthen optim.warmup_steps, set optim.max_grad_norm or train.precision=fp32, and "
+                f"look at the samples in {self.job.run_uri}/skipped.jsonl, such as {names[0]}"
+            )
+
+    def _names(self, sample_B: np.ndarray) -> list[str]:
+        _, shards, indices = unpack_sample(np.concatenate(self._gather(sample_B)))
+        uris = self.job.manifest.shards
+        return [f"{uris[shard].uri}[{index}]" for shard, index in sorted(zip(shards, indices, strict=True))]
+
+    def _record(self, outcome: Outcome) -> None:
+        if self.writer is None:
+            return
+        state, job = self.state, self.job
+        record = {
+            "step": state.step,
+            "epoch": state.samples / job.manifest.samples,
+            "loss": outcome.loss,
+            "logit_scale": float(self.model.logit_scale.detach().exp()),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": outcome.grad_norm,
+            "param_norm": self.step.param_norm(),
+            **self.meter.read(),
+        }
+        self.writer.write(record)
+        left_s = (job.total_steps - state.step) * job.config.train.global_batch / max(record["samples_per_s"], 1e-9)
+        job.board.post.remote({**record, "total_steps": job.total_steps, "eta_s": left_s})
+
+    def _checkpoint(self) -> None:
+        """Begin to write one; all workers call this at the same step."""
+        weights, moments = snapshot_tensors(self.model, self.optimizer)
+        parts = self._gather((self.mine.to_bytes(), self.trace))
+        sizes = [shard.samples for shard in self.job.manifest.shards]
+        for mine, _ in parts:
+            self.ledger.merge(Ledger.from_bytes(mine, sizes))
+        self.mine, self.trace = self.job.manifest.ledger(), []
+        if self.writer is not None:
+            if self.job.config.train.trace:
+                self.writer.trace(self.state.step, [trace for _, trace in parts])
+            rejects = ray.get(self.job.rejects.to_bytes.remote())
+            state = TrainState(self.state.step, self.state.samples)
+            snapshot = Snapshot(state, weights, moments, self.ledger.to_bytes(), rejects)
+            self.checkpoints.save(snapshot, before=self.writer.publish)
+
+    def _save_model(self) -> None:
+        model, job = self.model, self.job
+        weights, _ = snapshot_tensors(model, self.optimizer)
+        if self.rank == 0:
+            whole = CLIP(job.config.model)
+            if job.config.train.precision == "pure_bf16":
+                whole.round_text_tower()
+            whole.load_state_dict(weights)
+            save_model(job.run_uri.rstrip("/") + "/final", whole, job.tokenizer, job.transform, job.card)
+
+
+def _build(config: Config, device: torch.device) -> CLIP:
     model = CLIP(config.model).to(device)
     model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    low_precision = train.precision == "pure_bf16"
-    if low_precision:
+    if config.train.precision == "pure_bf16":
         model.round_text_tower()
-    if train.checkpoint_activations:
+    if config.train.checkpoint_activations:
         model.checkpoint_activations()
-    if train.compile:
+    if config.train.compile:
         _require_compile()
         model.compile_blocks()
-    optimizer = make_optimizer(model, config.optim, low_precision, config.run.seed)
-    state = TrainState()
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            state = load_checkpoint(Path(directory), model, optimizer)
-    elif train.init:
-        load_start(model, train.init)
-    towers: nn.Module = model
-    if world_size > 1:
-        towers = nn.parallel.DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
-        )
-    workers = dist.group.WORLD if world_size > 1 else None
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(train.precision, device))
-
-    local_batch = train.global_batch // world_size
-    batches = _batches(local_batch, config.data.prefetch_batches)
-    writer = MetricsWriter(job.run_uri, state.step) if rank == 0 else None
-    meter = _Meter(train.global_batch)
-    loss_value = float("nan")
-    saved_at = state.step
-    while state.step < job.total_steps:
-        with meter.waiting():
-            batch = next(batches, None)
-        if batch is None:  # Rejected samples make the data shorter than the manifest says.
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, job.total_steps, config.optim)
-        image_B3RR = normalize_pixels(
-            torch.from_numpy(batch["image"]).to(device), job.transform.mean, job.transform.std
-        )
-        tokens_BT = torch.from_numpy(batch["tokens"]).to(device)
-        with autocast:
-            image_BD, text_BD, scale = towers(image_B3RR, tokens_BT)
-        loss = info_nce(image_BD.float(), text_BD.float(), scale, workers)
-        loss_value = loss.item()
-        if not np.isfinite(loss_value):
-            raise NonFiniteLoss(_describe_batch(state.step, loss_value, batch["sample"], job.manifest, workers))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        model.clamp_logit_scale()
-        state.step += 1
-        state.samples += train.global_batch
-
-        if state.step % train.log_every == 0 or state.step == job.total_steps:
-            record = {
-                "step": state.step,
-                "epoch": state.samples / job.manifest.samples,
-                "loss": loss_value,
-                "logit_scale": float(model.logit_scale.detach().exp()),
-                "lr": optimizer.param_groups[0]["lr"],
-                **meter.read(),
-            }
-            if writer is not None:
-                writer.write(record)
-                left = job.total_steps - state.step
-                eta = left * train.global_batch / record["samples_per_s"]
-                job.board.post.remote({**record, "total_steps": job.total_steps, "eta_s": eta})
-        if state.step % train.checkpoint_every == 0:
-            _report(model, optimizer, state, loss_value, rank)
-            saved_at = state.step
-            if writer is not None:
-                writer.publish()
-    if saved_at != state.step:
-        _report(model, optimizer, state, loss_value, rank)
-    if writer is not None:
-        writer.close()
-        save_model(job.run_uri.rstrip("/") + "/final", model, job.tokenizer, job.transform, job.card)
-    return {"step": state.step, "loss": loss_value}
-
-
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether `TrainConfig.precision` means bf16 autocast on this device."""
-    if precision != "auto":
-        return precision != "fp32"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return model
 
 
 def _require_compile() -> None:
@@ -198,39 +294,9 @@ def _require_compile() -> None:
         )
 
 
-def _batches(local_batch: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
+def _blocks() -> Iterator[Columns]:
     shard = ray.train.get_dataset_shard("train")
-    return iter(
-        shard.iter_batches(batch_size=local_batch, batch_format="numpy", drop_last=True, prefetch_batches=prefetch)
-    )
-
-
-def _report(model: CLIP, optimizer: torch.optim.Optimizer, state: TrainState, loss: float, rank: int) -> None:
-    """Save a checkpoint from the first worker; all of them wait for it here."""
-    metrics = {"step": state.step, "loss": loss}
-    name = f"checkpoint_step_{state.step:08d}"
-    if rank != 0:
-        ray.train.report(metrics, checkpoint_dir_name=name)
-        return
-    with tempfile.TemporaryDirectory(prefix="clip-on-ray-") as scratch:
-        save_checkpoint(Path(scratch), model, optimizer, state)
-        ray.train.report(metrics, ray.train.Checkpoint.from_directory(scratch), checkpoint_dir_name=name)
-
-
-def _describe_batch(
-    step: int, loss: float, sample_B: np.ndarray, manifest: Manifest, workers: dist.ProcessGroup | None
-) -> str:
-    gathered: list[Any] = [sample_B]
-    if workers is not None:
-        gathered = [None] * dist.get_world_size(workers)
-        dist.all_gather_object(gathered, sample_B, group=workers)
-    epochs, shards, indices = unpack_sample(np.concatenate(gathered))
-    names = [f"{manifest.shards[shard].uri}[{index}]" for shard, index in sorted(zip(shards, indices, strict=True))]
-    return (
-        f"the loss became {loss} at step {step} (epoch {epochs.min()}); the last checkpoint is unharmed. "
-        f"Lower optim.lr, lengthen optim.warmup_steps or set train.precision to fp32, and look at the batch's samples: "
-        + ", ".join(names)
-    )
+    return iter(shard.iter_batches(batch_size=None, batch_format="numpy"))
 
 
 def _find_cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
@@ -242,41 +308,3 @@ def _find_cause(error: BaseException | None, kinds: tuple[type[BaseException], .
         seen.add(id(error))
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
-
-
-class _Meter:
-    """Samples a second, and the share of time spent waiting for data, since the last reading."""
-
-    def __init__(self, global_batch: int):
-        self._global_batch = global_batch
-        self._first_batch_s: float | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._start, self._waited_s, self._batches = time.perf_counter(), 0.0, 0
-
-    def waiting(self) -> _Meter:
-        return self
-
-    def __enter__(self) -> None:
-        self._wait_start = time.perf_counter()
-
-    def __exit__(self, *exc_info: object) -> None:
-        waited_s = time.perf_counter() - self._wait_start
-        if self._first_batch_s is None:
-            # The first batch waits for the pipeline to start; it would hide the steady state.
-            self._first_batch_s = waited_s
-            self._start = time.perf_counter()
-        else:
-            self._waited_s += waited_s
-        self._batches += 1
-
-    def read(self) -> dict[str, float]:
-        elapsed_s = time.perf_counter() - self._start
-        reading = {
-            "samples_per_s": self._batches * self._global_batch / elapsed_s,
-            "data_wait": self._waited_s / elapsed_s,
-            "first_batch_s": self._first_batch_s or 0.0,
-        }
-        self._reset()
-        return reading

@@ -7,13 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orchestrator import storage
+from orchestrator.data.batch import unpack_sample
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl` and `tensorboard/` of a run.
+    """Writes `metrics.jsonl`, `skipped.jsonl` and `tensorboard/` of a run.
 
-    Object storage cannot append, so both grow on local disk and `publish` copies them to the run's folder.
+    Object storage cannot append, so they grow here and `publish` copies them to the run's folder.
     After a restart the lines of steps that will be made again are dropped.
 
     Parameters
@@ -25,12 +28,17 @@ class MetricsWriter:
     def __init__(self, run_uri: str, first_step: int):
         from torch.utils.tensorboard import SummaryWriter
 
+        self._run_uri = run_uri
         self._uri = storage.join(run_uri, "metrics.jsonl")
         kept: list[str] = []
         if first_step and storage.exists(self._uri):
             lines = storage.read_bytes(self._uri).decode().splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= first_step]
         self._lines = kept
+        self.skipped_uri = storage.join(run_uri, "skipped.jsonl")
+        self._skipped = (
+            storage.read_bytes(self.skipped_uri).decode().splitlines() if storage.exists(self.skipped_uri) else []
+        )
         self._board_uri = storage.join(run_uri, "tensorboard")
         self._scratch = tempfile.TemporaryDirectory(prefix="clip-on-ray-")
         self._board = SummaryWriter(self._scratch.name, purge_step=first_step + 1)
@@ -41,9 +49,31 @@ class MetricsWriter:
             if key != "step":
                 self._board.add_scalar(key, value, record["step"])
 
+    def skip(self, step: int, loss: float, grad_norm: float, samples: list[str]) -> None:
+        """Record a step that left the weights alone, with the samples of its batch."""
+        self._skipped.append(json.dumps({"step": step, "loss": loss, "grad_norm": grad_norm, "samples": samples}))
+
+    def trace(self, step: int, workers: list[list[tuple[int, list[int]]]]) -> None:
+        """Record which samples the steps since the checkpoint before, up to `step`, trained on, as each worker noted.
+
+        Traces of later steps belong to a history that was given up.
+        """
+        folder = storage.join(self._run_uri, "trace")
+        for uri in storage.list_dir(folder) if storage.exists(folder) else []:
+            if int(uri.rpartition("step_")[2].removesuffix(".jsonl")) >= step:
+                storage.delete_file(uri)
+        lines = []
+        for parts in zip(*workers, strict=True):
+            identities = unpack_sample(np.array([sample for _, samples in parts for sample in samples]))
+            triples = np.stack(identities, axis=1).tolist()
+            lines.append(json.dumps({"step": parts[0][0] + 1, "samples": triples}))
+        storage.write_bytes(storage.join(folder, f"step_{step:08d}.jsonl"), _text(lines))
+
     def publish(self) -> None:
         """Bring the run's folder up to date."""
-        storage.write_bytes(self._uri, ("\n".join(self._lines) + "\n").encode())
+        if self._skipped:
+            storage.write_bytes(self.skipped_uri, _text(self._skipped))
+        storage.write_bytes(self._uri, _text(self._lines))
         self._board.flush()
         for file in Path(self._scratch.name).iterdir():
             storage.write_bytes(storage.join(self._board_uri, file.name), file.read_bytes())
@@ -52,3 +82,7 @@ class MetricsWriter:
         self.publish()
         self._board.close()
         self._scratch.cleanup()
+
+
+def _text(lines: list[str]) -> bytes:
+    return "".join(line + "\n" for line in lines).encode()

@@ -5,23 +5,55 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
 
 @ray.remote(num_cpus=0)
-class ProgressBoard:
-    """Holds the newest record of a run."""
+class RunBoard:
+    """What the processes of a run tell each other: where to go on from, the newest record, messages for people."""
 
     def __init__(self) -> None:
         self._record: dict[str, Any] = {}
+        self._messages: list[str] = []
+        self._start, self._starts, self._workers = 0, 0, 0
+        self._rolled_back: set[int] = set()
+
+    def begin(self, step: int) -> None:
+        """A group of workers is about to start, from the checkpoint of this step."""
+        self._start, self._starts, self._workers = step, self._starts + 1, 0
+        self._record = {}
+
+    def start(self) -> int:
+        """The step of the checkpoint to go on from; 0: none."""
+        return self._start
+
+    def placed(self, workers: int) -> None:
+        """The workers have started."""
+        self._workers = workers
 
     def post(self, record: dict[str, Any]) -> None:
         self._record = record
 
-    def read(self) -> dict[str, Any]:
-        return self._record
+    def say(self, message: str) -> None:
+        """A message for whoever watches."""
+        self._messages.append(message)
+
+    def may_roll_back(self, reason: str, limit: int) -> bool:
+        """Whether the run goes back to its last checkpoint; the same for all workers of a group."""
+        if self._starts not in self._rolled_back:
+            if len(self._rolled_back) >= limit:
+                return False
+            self._rolled_back.add(self._starts)
+            self.say(f"going back to the last checkpoint: {reason}")
+        return True
+
+    def read(self) -> tuple[dict[str, Any], list[str], int, int]:
+        """The newest record, messages not read before, how many groups have started, workers of the last one."""
+        messages, self._messages = self._messages, []
+        return self._record, messages, self._starts, self._workers
 
 
 def progress_line(record: dict[str, Any]) -> str:
@@ -44,13 +76,23 @@ class ProgressDisplay:
 
     Parameters
     ----------
-    board : actor handle of a ProgressBoard
+    board : actor handle of a RunBoard
+    explain_waiting : given the workers that have started, says what the cluster lacks; nothing where it lacks nothing
     log_interval_s : seconds between plain lines
+    patience_s : seconds without a step after which it is asked
     """
 
-    def __init__(self, board: Any, log_interval_s: float = 10.0):
-        self._board = board
+    def __init__(
+        self,
+        board: Any,
+        explain_waiting: Callable[[int], str],
+        log_interval_s: float = 10.0,
+        patience_s: float = 30.0,
+    ):
+        self._board, self._explain_waiting, self._patience_s = board, explain_waiting, patience_s
         self._interval_s = 1.0 if sys.stdout.isatty() else log_interval_s
+        self._seen, self._shown_at, self._starts = -1, 0.0, 0
+        self._moved_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -64,20 +106,38 @@ class ProgressDisplay:
         self._show(last=True)
 
     def _watch(self) -> None:
-        self._seen = -1
         while not self._stop.wait(1.0):
-            if time.monotonic() - getattr(self, "_shown_at", 0.0) >= self._interval_s:
-                self._show(last=False)
+            self._show(last=False)
 
     def _show(self, last: bool) -> None:
         try:
-            record = ray.get(self._board.read.remote(), timeout=5)
+            record, messages, starts, workers = ray.get(self._board.read.remote(), timeout=5)
         except ray.exceptions.RayError:
             return  # Progress must never stop a run.
-        if not record or (record["step"] == self._seen and not last):
+        for message in messages:
+            self._print(message)
+        now = time.monotonic()
+        if starts != self._starts or record.get("step", -1) != self._seen:
+            self._moved_at = now
+        if starts != self._starts:
+            self._starts, self._seen = starts, -1
+        if not record:
+            if now - self._moved_at > self._patience_s:
+                self._moved_at = now + self._patience_s  # Then once a minute.
+                why = self._explain_waiting(workers)
+                if why:
+                    self._print(why)
             return
-        self._seen, self._shown_at = record["step"], time.monotonic()
-        if sys.stdout.isatty():
-            print(f"\r\033[K{progress_line(record)}", end="\n" if last else "", flush=True)
-        else:
-            print(progress_line(record), flush=True)
+        if last or (record["step"] != self._seen and now - self._shown_at >= self._interval_s):
+            self._shown_at = now
+            line = progress_line(record)
+            print(f"\r\033[K{line}" if sys.stdout.isatty() else line, end=self._end(last), flush=True)
+        self._seen = record["step"]
+
+    @staticmethod
+    def _end(last: bool) -> str:
+        return "" if sys.stdout.isatty() and not last else "\n"
+
+    @staticmethod
+    def _print(message: str) -> None:
+        print(f"\r\033[K{message}" if sys.stdout.isatty() else message, flush=True)

@@ -2,7 +2,8 @@
 
 <storage_path>/<name>/
   config.yaml, manifest.json, tokenizer/     what the run is
-  checkpoint_step_*/                         where it can go on from
+  checkpoints/                               where it can go on from
+  trace/                                     which samples each step trained on, if train.trace
   metrics.jsonl, tensorboard/, rejects.jsonl what happened
   final/                                     the model directory
   zero_shot.json, predictions.png            what it can do
@@ -10,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -22,11 +22,10 @@ from orchestrator import storage
 from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest
 from orchestrator.model.tokenizer import Tokenizer
-from orchestrator.train.checkpoint import TrainState, read_state
+from orchestrator.train.checkpoint import CheckpointStore
 
 # A continued run may take more epochs or other hardware; these make it another run.
 FIXED = ("model", "tokenizer", "run.seed", "train.global_batch")
-SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def absolute_storage_path(storage_path: str) -> str:
@@ -116,14 +115,9 @@ class RunDirectory:
                 (Path(scratch) / name).write_bytes(storage.read_bytes(storage.join(self.path("tokenizer"), name)))
             return Tokenizer.load(scratch)
 
-    def position(self) -> TrainState:
-        """Where the checkpoint that Ray Train will restore stands; the start where there is none."""
-        if not storage.exists(self.path(SNAPSHOT)):
-            return TrainState()
-        latest = json.loads(storage.read_bytes(self.path(SNAPSHOT))).get("latest_checkpoint_result")
-        if latest is None:
-            return TrainState()
-        return read_state(storage.read_bytes(storage.join(self.uri, latest["checkpoint_dir_name"], "state.json")))
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        return CheckpointStore(self.uri)
 
 
 def _lookup(tree: dict[str, Any], key: str) -> Any:

@@ -12,18 +12,21 @@ import ray
 import ray.data
 import ray.train
 import ray.train.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import storage
 from orchestrator.cli import to_yaml
 from orchestrator.config import Config
+from orchestrator.data.ledger import Ledger
 from orchestrator.data.manifest import Manifest, Shard, inspect_shard
 from orchestrator.data.pipeline import image_transform, make_dataset
 from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
 from orchestrator.model.tokenizer import Tokenizer
+from orchestrator.train.cluster import explain_waiting, uses_gpu
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
-from orchestrator.train.progress import ProgressBoard, ProgressDisplay
+from orchestrator.train.progress import ProgressDisplay, RunBoard
 from orchestrator.train.run import RunDirectory, absolute_storage_path
 from orchestrator.train.start import check_start
 
@@ -74,9 +77,7 @@ def pretrain(config: Config) -> RunDirectory:
         )
     manifest, tokenizer = _open_data(config, run)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    total_steps = manifest.samples * config.train.epochs // config.train.global_batch
-    if config.train.max_steps:
-        total_steps = min(total_steps, config.train.max_steps)
+    total_steps = _total_steps(manifest.samples, config)
     if total_steps < 1:
         raise TrainingStopped(
             f"train.global_batch={config.train.global_batch}: more than the {manifest.samples} samples of "
@@ -85,10 +86,15 @@ def pretrain(config: Config) -> RunDirectory:
     run.save(to_yaml(config), manifest, tokenizer)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
 
-    rejects = RejectActor.options(num_cpus=0).remote(  # type: ignore[attr-defined]
-        RejectLedger(manifest.samples, config.data.max_reject_share)
-    )
-    board = ProgressBoard.remote()  # type: ignore[attr-defined]
+    start = run.checkpoints.newest()
+    bad = RejectLedger(manifest, config.data.max_reject_share)
+    if start.step:
+        bad.restore(run.checkpoints.rejects(start.step))
+        print(f"continuing {config.run.name} from step {start.step} of {total_steps}", flush=True)
+    # They live where this process does: the loss of another node must not take them.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    rejects = RejectActor.options(scheduling_strategy=here).remote(bad)  # type: ignore[attr-defined]
+    board = RunBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     job = Job(
         config=config,
         run_uri=run.uri,
@@ -97,43 +103,78 @@ def pretrain(config: Config) -> RunDirectory:
         transform=image_transform(config),
         total_steps=total_steps,
         board=board,
+        rejects=rejects,
         card=model_card(config, manifest),
     )
-    start = run.position()
-    if start.step:
-        print(f"continuing {config.run.name} from step {start.step} of {total_steps}", flush=True)
-    trainer = _trainer(config, run, job, partial(_remaining_data, config, run, manifest, tokenizer, rejects))
-    with ProgressDisplay(board):
+    trainer = _trainer(config, run, job, partial(_remaining_data, job, run))
+    with ProgressDisplay(board, partial(explain_waiting, config)):
         try:
             result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingStopped(_why_failed(error, config)) from error
         finally:
             _save_rejects(run, rejects)
     ended: dict = result.return_value or {}  # type: ignore[attr-defined]
     if "error" in ended:
         raise TrainingStopped(ended["error"])
+    _say_what_was_trained_on(run, manifest, rejects, ended["left_out"])
     return run
 
 
-def _remaining_data(
-    config: Config, run: RunDirectory, manifest: Manifest, tokenizer: Tokenizer, rejects: ray.actor.ActorHandle
-) -> ray.data.Dataset:
-    """Called anew each time that a group of workers starts: what the restored checkpoint has not consumed."""
-    dataset = make_dataset(manifest, config, tokenizer, rejects, skip_samples=run.position().samples)
+def _total_steps(samples: int, config: Config) -> int:
+    full, rest = divmod(samples * config.train.epochs, config.train.global_batch)
+    steps = full + (rest > 0 and full > 0)
+    return min(steps, config.train.max_steps) if config.train.max_steps else steps
+
+
+def _remaining_data(job: Job, run: RunDirectory) -> ray.data.Dataset:
+    """Called anew each time that a group of workers starts: what is left after the checkpoint that they go on from."""
+    config, manifest, store = job.config, job.manifest, run.checkpoints
+    step = store.newest().step
+    sizes = [shard.samples for shard in manifest.shards]
+    trained = Ledger.from_bytes(store.ledger(step), sizes) if step else manifest.ledger()
+    rejected = ray.get(job.rejects.ledger.remote()).places
+    ray.get(job.board.begin.remote(step))
+    dataset = make_dataset(manifest, config, job.tokenizer, job.rejects, trained, rejected)
     dataset.context.enable_progress_bars = False  # The run has a progress line of its own.
     return dataset
 
 
+class _UnequalSplit(ray.train.DataConfig):
+    """Streams that together hold every sample; Ray's own drops some at the end to make them equally long."""
+
+    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **options):  # type: ignore[no-untyped-def]
+        output: list[dict] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset = dataset.copy(dataset)
+            dataset.context.execution_options = self._resolve_execution_options(name)
+            splits = dataset.streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
+            for worker, split in zip(output, splits, strict=True):
+                worker[name] = split
+        return output
+
+
+def _data_config(deterministic: bool) -> ray.train.DataConfig:
+    if not deterministic:
+        return _UnequalSplit()
+    options = ray.train.DataConfig.default_ingest_options()
+    options.preserve_order = True
+    return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
+
+
 def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.torch.TorchTrainer:
     train = config.train
-    use_gpu = train.device == "gpu" or (train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    use_gpu = uses_gpu(config)
+    fewest, most = train.worker_range
     filesystem, path = storage.open_location(run.storage_path)
     environment = {} if use_gpu else {"env_vars": CPU_ENVIRONMENT}
     return ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         datasets={"train": dataset},
+        dataset_config=_data_config(train.deterministic),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.num_workers,
+            num_workers=(fewest, most) if fewest < most else most,  # type: ignore[arg-type]
             use_gpu=use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
@@ -143,7 +184,6 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             worker_runtime_env=environment,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
         ),
     )
 
@@ -199,6 +239,33 @@ def _captions(config: Config, manifest: Manifest) -> Iterator[str]:
         for text in sample.texts
     )
     return itertools.islice(texts, VOCABULARY_CAPTIONS)
+
+
+def _why_failed(error: BaseException, config: Config) -> str:
+    """One line from what Ray raised when it had tried often enough."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return (
+        f"training failed more than train.max_failures={config.train.max_failures} times, the last time with: "
+        f"{lines[-1].strip() if lines else type(error).__name__}; the last checkpoint is unharmed, the same command "
+        "goes on from it"
+    )
+
+
+def _say_what_was_trained_on(
+    run: RunDirectory, manifest: Manifest, rejects: ray.actor.ActorHandle, left_out: int
+) -> None:
+    store = run.checkpoints
+    step = store.steps()[-1]
+    trained = Ledger.from_bytes(store.ledger(step), [shard.samples for shard in manifest.shards])
+    bad: RejectLedger = ray.get(rejects.ledger.remote())  # type: ignore[assignment]
+    rejected = bad.places
+    epochs = trained.epochs
+    whole = [epoch for epoch in epochs if not trained.missing(epoch, rejected)]
+    print(
+        f"trained on {trained.samples:,} samples, none twice in an epoch; {len(whole)} of {len(epochs)} epochs whole"
+        + (f", {left_out} samples left out at the end: fewer than workers" if left_out else ""),
+        flush=True,
+    )
 
 
 def _save_rejects(run: RunDirectory, rejects: ray.actor.ActorHandle) -> None:

@@ -1,6 +1,5 @@
 """From shards to batches: every sample once an epoch, whatever lies among them."""
 
-import dataclasses
 import io
 import json
 from collections import Counter
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import ray
 from PIL import Image
+from pyroaring import BitMap
 from shapes import pairs
 
 from orchestrator.config import Config, DataConfig, TextConfig
@@ -62,7 +62,11 @@ def config_of(**data):
 def reader_of(manifest, tokenizer, **data):
     config = config_of(**data)
     transform = ImageTransform(image_size=32, crop_scale=0.5, jpeg_decode="exact", max_pixels=100_000)
-    return Reader(manifest, config.data, transform, tokenizer, CONTEXT, seed=0)
+    return Reader(manifest, config.data, transform, tokenizer, CONTEXT, seed=0, trained=manifest.ledger())
+
+
+def plan_of(manifest, epochs, seed, interleave):
+    return plan(manifest, epochs, seed, interleave, manifest.ledger(), BitMap())
 
 
 def test_identities_are_packed_and_unpacked():
@@ -75,25 +79,31 @@ def test_identities_are_packed_and_unpacked():
 
 def test_plan_visits_every_shard_once_an_epoch_in_an_order_of_its_own(tmp_path):
     manifest = write_shards(tmp_path, [3] * 7)
-    units = plan(manifest, epochs=3, seed=5, interleave=2)
+    units = plan_of(manifest, epochs=3, seed=5, interleave=2)
     orders = []
     for epoch in range(3):
         order = [shard for unit in units if unit.epoch == epoch for shard in unit.shards]
         assert sorted(order) == list(range(7))
         orders.append(order)
     assert orders[0] != orders[1] != orders[2]
-    assert plan(manifest, 3, 5, 2) == units
-    assert plan(manifest, 3, 6, 2) != units
+    assert plan_of(manifest, 3, 5, 2) == units
+    assert plan_of(manifest, 3, 6, 2) != units
 
 
-def test_plan_skips_what_was_consumed(tmp_path):
+def test_plan_leaves_out_what_was_trained_on_and_what_is_bad(tmp_path):
     manifest = write_shards(tmp_path, [4, 5, 6])
-    units = plan(manifest, 2, 0, 1)
-    sizes = [manifest.shards[unit.shards[0]].samples for unit in units]
-    rest = plan(manifest, 2, 0, 1, skip_samples=sizes[0] + sizes[1] + 2)
-    assert rest[0] == dataclasses.replace(units[2], skip=2)
-    assert rest[1:] == units[3:]
-    assert plan(manifest, 2, 0, 1, skip_samples=30) == []
+    units = plan_of(manifest, 2, 0, 1)
+    trained, rejected = manifest.ledger(), BitMap()
+    first, second = units[0].shards[0], units[1].shards[0]
+    size = manifest.shards[first].samples
+    trained.add(np.array([pack_sample(0, first, index) for index in range(size - 1)]))
+    trained.add(np.array([pack_sample(0, second, 1)]))
+    assert plan(manifest, 2, 0, 1, trained, rejected) == units
+    rejected.add(trained.place(first, size - 1))
+    assert plan(manifest, 2, 0, 1, trained, rejected) == units[1:]
+    # A unit of two shards stays while one of them is unfinished, and keeps its order.
+    pairs_of_shards = plan_of(manifest, 1, 0, 2)
+    assert plan(manifest, 1, 0, 2, trained, rejected)[0] == pairs_of_shards[0]
 
 
 def read(reader, unit):
@@ -126,15 +136,19 @@ def test_a_unit_is_shuffled_and_mixes_its_shards(tmp_path, tokenizer):
     assert columns["tokens"].dtype == np.int32 and columns["tokens"].shape == (80, CONTEXT)
 
 
-@pytest.mark.parametrize("skip", [0, 3, 15, 39])
-def test_a_unit_goes_on_where_it_was_left(tmp_path, tokenizer, skip):
-    """Left while the shuffle buffer (20 samples) was full, and while it drained."""
+@pytest.mark.parametrize("done", [0, 3, 15, 39])
+def test_what_is_left_of_a_unit_keeps_its_order(tmp_path, tokenizer, done):
+    """Left while the shuffle buffer (20 samples) was full, and while it drained; blocks may arrive in any order."""
     manifest = write_shards(tmp_path, [20, 20])
     reader = reader_of(manifest, tokenizer)
     whole, _ = read(reader, Unit(0, (0, 1)))
-    rest, _ = read(reader, Unit(0, (0, 1), skip=skip))
+    chosen = np.random.default_rng(done).permutation(40) < done
+    reader.trained.add(whole["sample"][chosen])
+    rest, _ = read(reader, Unit(0, (0, 1)))
     for name, column in whole.items():
-        np.testing.assert_array_equal(rest[name], column[skip:])
+        np.testing.assert_array_equal(rest[name], column[~chosen])
+    other_epoch, _ = read(reader, Unit(1, (0, 1)))
+    assert len(other_epoch["sample"]) == 40
 
 
 def jpeg(size):
@@ -159,7 +173,7 @@ def test_every_sample_of_every_epoch_once_with_bad_ones_among_them(tmp_path, tok
     manifest = write_shards(tmp_path, [20, 15, 25], extra=list(BAD.items()))
     assert manifest.samples == 60 + len(BAD)
     config = config_of()
-    rejects = RejectActor.remote(RejectLedger(manifest.samples, 0.5))
+    rejects = RejectActor.remote(RejectLedger(manifest, 0.5))
     found = Counter()
     for batch in make_dataset(manifest, config, tokenizer, rejects).iter_batches(batch_size=16, batch_format="numpy"):
         assert batch["image"].dtype == np.uint8 and batch["tokens"].dtype == np.int32
@@ -177,11 +191,15 @@ def test_every_sample_of_every_epoch_once_with_bad_ones_among_them(tmp_path, tok
     assert ledger.counts == Counter(dict.fromkeys(BAD, 1))
     listed = [json.loads(line) for line in ledger.to_jsonl().splitlines()]
     assert {line["index"] for line in listed} == bad
+    assert set(ledger.places) == bad
+    again = RejectLedger(manifest, 0.5)
+    again.restore(ledger.to_bytes())
+    assert (again.counts, again.places, again.to_jsonl()) == (ledger.counts, ledger.places, ledger.to_jsonl())
 
 
 def test_too_many_bad_samples_stop_the_run_and_say_why(tmp_path, tokenizer, local_ray):
     manifest = write_shards(tmp_path, [20], extra=list(BAD.items()))
-    rejects = RejectActor.remote(RejectLedger(manifest.samples, 0.1))
+    rejects = RejectActor.remote(RejectLedger(manifest, 0.1))
     dataset = make_dataset(manifest, config_of(), tokenizer, rejects)
     with pytest.raises(Exception, match=r"data.max_reject_share=0.1: 8 of 28 samples are bad"):
         list(dataset.iter_batches(batch_size=16))

@@ -10,7 +10,7 @@ from shapes import pairs
 from orchestrator import storage
 from orchestrator.config import DataConfig
 from orchestrator.data import shards
-from orchestrator.data.manifest import Manifest, ShardChanged, inspect_shard, verify
+from orchestrator.data.manifest import Manifest, Shard, ShardChanged, inspect_shard, verify
 from orchestrator.data.rejects import RejectLedger
 from orchestrator.data.shard_writers import ParquetShardWriter, ShardWriter
 from orchestrator.data.shards import RawSample, Reject, read_shard
@@ -152,7 +152,7 @@ def test_manifest_pins_the_bytes(tmp_path, s3):
 
 
 def test_ledger_counts_each_bad_sample_once_and_says_when_to_stop():
-    ledger = RejectLedger(samples=100, max_share=0.02)
+    ledger = RejectLedger(Manifest([Shard("s.tar", 1, "", 0, 100)]), max_share=0.02)
     first = Reject("s.tar", 3, "k3", shards.EMPTY_TEXT)
     for _ in range(5):
         assert ledger.add([first]) == ""

@@ -115,8 +115,7 @@ def test_killed_driver_continues_from_its_last_checkpoint(tmp_path):
 
         def checkpoint_recorded():
             assert first.poll() is None, first_log.read_text()[-4000:]
-            snapshot = run / "checkpoint_manager_snapshot.json"
-            return snapshot.exists() and "checkpoint_step_00000040" in snapshot.read_text()
+            return (run / "checkpoints/step_00000040/complete.json").exists()
 
         wait_until(checkpoint_recorded, 240, "the second checkpoint")
     finally:

@@ -12,7 +12,6 @@ from orchestrator import storage
 from orchestrator.cli import to_yaml
 from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.train.checkpoint import TrainState
 from orchestrator.train.metrics import MetricsWriter
 from orchestrator.train.run import RunDirectory, absolute_storage_path
 
@@ -70,15 +69,6 @@ def test_another_model_under_the_same_name_is_refused_and_more_epochs_are_not(tm
         run.claim(other)
     other.train.precision = "bf16"
     run.claim(other)
-
-
-def test_the_position_is_that_of_the_checkpoint_that_will_be_restored(tmp_path):
-    run = start(tmp_path)
-    assert run.position() == TrainState()
-    storage.write_bytes(run.path("step_40/state.json"), json.dumps({"step": 40, "samples": 99}).encode())
-    snapshot = {"latest_checkpoint_result": {"checkpoint_dir_name": "step_40"}}
-    storage.write_bytes(run.path("checkpoint_manager_snapshot.json"), json.dumps(snapshot).encode())
-    assert run.position() == TrainState(40, 99)
 
 
 def test_relative_paths_mean_the_same_in_every_process(tmp_path, monkeypatch):

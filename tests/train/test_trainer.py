@@ -51,12 +51,18 @@ def config_for(root: Path, truncated: int = 0) -> Config:
 def test_a_loss_that_is_not_finite_names_the_batch_and_keeps_the_checkpoint(local_ray, tmp_path):
     config = config_for(tmp_path)
     config.optim.lr, config.optim.warmup_steps = 1e30, 3
-    with pytest.raises(TrainingStopped, match=r"the loss became (nan|inf) at step \d+") as stopped:
+    config.train.max_skipped_steps, config.train.checkpoint_every = 2, 1
+    with pytest.raises(TrainingStopped, match=r"step \d gave a loss of (nan|inf) .*, as did the 2 steps before"):
         pretrain(config)
-    named = [name for name in str(stopped.value).split() if ".tar[" in name]
-    assert len(named) == len(set(named)) == config.train.global_batch
-    assert "optim.lr" in str(stopped.value)
-    assert not (tmp_path / "runs" / "stops" / "final").exists()
+    run = tmp_path / "runs" / "stops"
+    lines = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 3  # the run went back to its checkpoint once
+    for line in lines:
+        assert len(line["samples"]) == len(set(line["samples"])) == config.train.global_batch
+        assert all(".tar[" in name for name in line["samples"])
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
+    assert not (run / "final").exists()
 
 
 def test_too_many_bad_samples_stop_the_run_and_are_listed(local_ray, tmp_path):
@@ -123,7 +129,7 @@ def test_a_run_in_pure_bf16_continues_and_ends_in_an_ordinary_model(local_ray, t
     config.train.num_workers, config.train.max_steps, config.run.name = 2, 2, "small"
     config.data.cpus_per_reader, config.optim.lr, config.optim.warmup_steps = 0.5, 1e-3, 1
     run = pretrain(config)
-    weights = load_file(Path(run.uri) / "checkpoint_step_00000002" / "model.safetensors")
+    weights = load_file(Path(run.uri) / "checkpoints" / "step_00000002" / "model.safetensors")
     assert {t.dtype for name, t in weights.items() if name.startswith("transformer")} == {torch.bfloat16}
     before = read_model(run.path("final")).model
     assert {p.dtype for p in before.parameters()} == {torch.float32}

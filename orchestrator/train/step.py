@@ -1,0 +1,138 @@
+"""One optimiser step: a batch in, weights changed, what happened out.
+
+Shapes: B pairs of this worker, R image side, T tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from orchestrator.config import Config
+from orchestrator.data.batch import IMAGE, TOKENS, Columns, count, take
+from orchestrator.data.images import ImageTransform
+from orchestrator.model.clip import CLIP
+from orchestrator.model.pixels import normalize_pixels
+from orchestrator.objectives import cached_backward, info_nce, sigmoid_loss
+
+
+@dataclass
+class Outcome:
+    """What a step did; the same on every worker.
+
+    Parameters
+    ----------
+    loss : over the global batch
+    grad_norm : L2 norm of all gradients, before clipping
+    """
+
+    loss: float
+    grad_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether both are; if not, the weights were left alone."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Step:
+    """Forward, objective, backward, clipping, update.
+
+    Parameters
+    ----------
+    model : the model itself
+    towers : the model as it is called: itself, or what shares its gradients between workers
+    optimizer : of its parameters
+    config : of the run
+    transform : how pixels are normalised
+    device : that trains
+    workers : process group of all workers; None: this process is alone
+    accumulating : context in which gradients are not yet shared between workers
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        towers: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        transform: ImageTransform,
+        device: torch.device,
+        workers: dist.ProcessGroup | None,
+        accumulating: Callable[[], contextlib.AbstractContextManager],
+    ):
+        self._model, self._towers, self._optimizer = model, towers, optimizer
+        self._config, self._transform, self._device, self._workers = config, transform, device, workers
+        self._accumulating = accumulating
+        self._autocast = torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=uses_bf16(config.train.precision, device)
+        )
+
+    def __call__(self, batch: Columns, learning_rate: float, chunks: int = 1) -> Outcome:
+        """Train on this worker's part of the global batch.
+
+        Parameters
+        ----------
+        batch : not empty
+        learning_rate : of this step
+        chunks : parts in which it passes through the towers; the same on all workers
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        parts = list(_parts(batch, chunks))
+        loss = cached_backward(self._embed, parts, self._objective, self._accumulating, self._model)
+        grad_norm = self._grad_norm()
+        outcome = Outcome(float(loss), float(grad_norm))
+        limit = self._config.optim.max_grad_norm
+        if outcome.finite:
+            if limit and outcome.grad_norm > limit:
+                torch.nn.utils.clip_grads_with_norm_(self._model.parameters(), limit, grad_norm)
+            self._optimizer.step()
+            self._model.clamp_logit_scale()
+        return outcome
+
+    def _embed(self, chunk: Columns) -> Any:
+        image_B3RR = normalize_pixels(
+            torch.from_numpy(chunk[IMAGE]).to(self._device), self._transform.mean, self._transform.std
+        )
+        with self._autocast:
+            return self._towers(image_B3RR, torch.from_numpy(chunk[TOKENS]).to(self._device))
+
+    def _objective(self, image_BD: Tensor, text_BD: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is None:
+            return info_nce(image_BD.float(), text_BD.float(), scale, self._workers)
+        return sigmoid_loss(image_BD.float(), text_BD.float(), scale, bias, self._workers)
+
+    def _grad_norm(self) -> Tensor:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def param_norm(self) -> float:
+        """L2 norm of all weights."""
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in self._model.parameters()])
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _parts(batch: Columns, number: int) -> Iterator[Columns]:
+    size = count([batch])
+    for part in range(number):
+        yield take(batch, size * part // number, size * (part + 1) // number)
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether `TrainConfig.precision` means bf16 autocast on this device."""
+    if precision != "auto":
+        return precision != "fp32"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

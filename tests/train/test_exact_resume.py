@@ -1,0 +1,167 @@
+"""Whatever is killed, each epoch trains on every good sample exactly once.
+
+The oracle is the trace: which samples each step of the surviving history trained on. It is written beside the ledger
+and not from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from ray_cluster import REPOSITORY, RayCluster, kill_tree, ray_cluster, wait_until
+from shapes import pairs
+
+from orchestrator.data.shard_writers import ShardWriter
+
+SAMPLES, SHARDS, BAD = 1997, 7, 5
+
+
+def write_recipe(root: Path, **train) -> Path:
+    """Shards of unequal length with some bad pictures, and a recipe that reads them."""
+    rng = np.random.default_rng(0)
+    samples = pairs(SAMPLES, seed=0)
+    bad = set(rng.permutation(SAMPLES)[:BAD].tolist())
+    bounds = [0, *sorted(rng.choice(SAMPLES - 1, SHARDS - 1, replace=False) + 1), SAMPLES]
+    for shard in range(SHARDS):
+        with ShardWriter(str(root / "train" / f"{shard}.tar")) as writer:
+            for number in range(bounds[shard], bounds[shard + 1]):
+                image, caption, _ = samples[number]
+                data = image[: len(image) // 2] if number in bad else image
+                writer.write(f"{number:07d}", {"jpg": data, "txt": caption.encode()})
+    recipe = {
+        "run": {"name": "exact", "storage_path": str(root / "runs")},
+        "data": {
+            "train": [str(root / "train" / "*.tar")], "interleave": 2, "shuffle_buffer": 100, "cpus_per_reader": 0.5,
+        },
+        "tokenizer": {"kind": "trained", "vocab_size": 530},
+        "model": {
+            "embed_dim": 32,
+            "image_size": 32,
+            "vision": {"kind": "vit", "layers": [2], "width": 64, "patch_size": 8, "heads": 2},
+            "text": {"layers": 1, "width": 32, "heads": 2, "context_length": 16},
+        },
+        "optim": {"lr": 1.0e-3, "warmup_steps": 10},
+        "train": {
+            "epochs": 2, "global_batch": 17, "num_workers": 2, "cpus_per_worker": 0.5, "torch_threads": 1,
+            "checkpoint_every": 6, "precision": "fp32", "max_failures": 20, "trace": True, "log_every": 5, **train,
+        },
+    }  # fmt: skip
+    file = root / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def start_driver(recipe: Path, log: Path, environment: dict[str, str], *options: str) -> subprocess.Popen:
+    command = [sys.executable, str(REPOSITORY / "jobs/pretrain.py"), "--config", str(recipe), *options]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+
+
+def last_checkpoint(root: Path) -> int:
+    found = (root / "runs/exact/checkpoints").glob("step_*/complete.json")
+    return max((int(file.parent.name.removeprefix("step_")) for file in found), default=0)
+
+
+def wait_for_checkpoint(root: Path, step: int, driver: subprocess.Popen, log: Path) -> None:
+    def reached():
+        assert driver.poll() is None, log.read_text()[-5000:]
+        return last_checkpoint(root) >= step
+
+    wait_until(reached, 180, f"a checkpoint at step {step}")
+
+
+def trainers(cluster: RayCluster) -> list[psutil.Process]:
+    """The training processes of a cluster, on whatever node."""
+    found = []
+    for node in cluster.nodes:
+        if node.poll() is None:
+            for process in psutil.Process(node.pid).children(recursive=True):
+                try:
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        found.append(process)
+                except psutil.NoSuchProcess:
+                    continue
+    return found
+
+
+def node_of(process: psutil.Process, cluster: RayCluster) -> subprocess.Popen:
+    above = {parent.pid for parent in process.parents()}
+    return next(node for node in cluster.nodes if node.pid in above)
+
+
+def surviving_history(root: Path) -> list[dict]:
+    lines = [
+        json.loads(line)
+        for file in sorted((root / "runs/exact/trace").glob("step_*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return lines
+
+
+def check_every_sample_once(root: Path) -> None:
+    manifest = json.loads((root / "runs/exact/manifest.json").read_text())["shards"]
+    rejects = [json.loads(line) for line in (root / "runs/exact/rejects.jsonl").read_text().splitlines()]
+    uris = [shard["uri"] for shard in manifest]
+    bad = {(uris.index(reject["shard"]), reject["index"]) for reject in rejects}
+    assert len(bad) == len(rejects) == BAD
+    expected = {
+        (epoch, shard, index)
+        for epoch in range(2)
+        for shard, fields in enumerate(manifest)
+        for index in range(fields["samples"])
+        if (shard, index) not in bad
+    }
+    assert len(expected) == 2 * (SAMPLES - BAD)
+    history = surviving_history(root)
+    found = Counter(tuple(sample) for line in history for sample in line["samples"])
+    assert {sample: count for sample, count in found.items() if count > 1} == {}
+    assert set(found) == expected
+    # The global batch holds whatever the number of workers; only the last two steps share what is left.
+    assert all(len(line["samples"]) == 17 for line in history[:-2])
+    assert all(8 <= len(line["samples"]) <= 17 for line in history[-2:])
+    assert (root / "runs/exact/final/model.safetensors").exists()
+
+
+@pytest.mark.timeout(900)
+def test_every_sample_once_whatever_is_killed(tmp_path):
+    """Three nodes; in both epochs workers, a node and the driver are killed, and the number of workers changes."""
+    recipe, log, rng = write_recipe(tmp_path), tmp_path / "driver.log", np.random.default_rng(7)
+    with ray_cluster(num_cpus=1, scratch=tmp_path, environment={}) as cluster:
+        cluster.add_node(2)
+        cluster.add_node(2)
+        driver = start_driver(recipe, log, cluster.environment)
+        try:
+            for _ in range(2):
+                wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + int(rng.integers(6, 30)), driver, log)
+                rng.choice(wait_until(lambda: trainers(cluster), 60, "training processes")).kill()
+            wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 12, driver, log)
+            lost = [node_of(process, cluster) for process in trainers(cluster)]
+            kill_tree(next(node for node in lost if node is not cluster.nodes[0]))
+            wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 12, driver, log)
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+            middle = last_checkpoint(tmp_path)
+            assert 0 < middle < 2 * SAMPLES // 17
+
+            driver = start_driver(recipe, log, cluster.environment, "--train.num_workers", "3", "--run.resume", "must")
+            wait_for_checkpoint(tmp_path, max(middle, SAMPLES // 17) + int(rng.integers(6, 30)), driver, log)
+            rng.choice(wait_until(lambda: trainers(cluster), 60, "training processes")).kill()
+            assert driver.wait(400) == 0, log.read_text()[-5000:]
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+    text = log.read_text()
+    assert "continuing exact from step" in text
+    assert "2 of 2 epochs whole" in text
+    check_every_sample_once(tmp_path)
