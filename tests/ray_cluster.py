@@ -37,17 +37,26 @@ class RayCluster:
     nodes: list[subprocess.Popen]
 
     def add_node(self, num_cpus: int) -> subprocess.Popen:
-        """Join another node; ended with the cluster."""
+        """Join another node and wait until it is there; it ends with the cluster."""
+        before = self.alive()
         command = [
             RAY, "start", f"--address={self.address}", "--block", f"--num-cpus={num_cpus}",
             "--node-ip-address=127.0.0.1", "--object-store-memory=200000000",
+            f"--dashboard-agent-listen-port={free_port()}",
         ]  # fmt: skip
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         node = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         self.nodes.append(node)
+        wait_until(lambda: self.alive() > before, 60, "the start of another node")
         return node
+
+    def alive(self) -> int:
+        """How many nodes the head knows to be alive."""
+        with urllib.request.urlopen(f"{self.dashboard}/nodes?view=summary", timeout=10) as reply:
+            nodes = json.load(reply)["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
 
 def kill_tree(process: subprocess.Popen) -> None:

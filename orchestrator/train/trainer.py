@@ -47,7 +47,7 @@ class TrainingStopped(RuntimeError):
     """The run stopped and trying again would not help; the message says why."""
 
 
-def pretrain(config: Config) -> RunDirectory:
+def pretrain(config: Config, display: type[ProgressDisplay] = ProgressDisplay) -> RunDirectory:
     """Train the model that a configuration describes, or continue the run of its name.
 
     Ray must be initialised.
@@ -55,6 +55,7 @@ def pretrain(config: Config) -> RunDirectory:
     Parameters
     ----------
     config : validated
+    display : shows how it goes
 
     Returns
     -------
@@ -107,7 +108,7 @@ def pretrain(config: Config) -> RunDirectory:
         card=model_card(config, manifest),
     )
     trainer = _trainer(config, run, job, partial(_remaining_data, job, run))
-    with ProgressDisplay(board, partial(explain_waiting, config)):
+    with display(board, partial(explain_waiting, config)):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:

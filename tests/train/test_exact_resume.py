@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 from ray_cluster import REPOSITORY, RayCluster, kill_tree, ray_cluster, wait_until
+from safetensors.torch import load_file
 from shapes import pairs
 
 from orchestrator.data.shard_writers import ShardWriter
@@ -165,3 +167,39 @@ def test_every_sample_once_whatever_is_killed(tmp_path):
     assert "continuing exact from step" in text
     assert "2 of 2 epochs whole" in text
     check_every_sample_once(tmp_path)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_deterministic_run_stopped_in_mid_epoch_ends_with_the_same_weights(tmp_path, workers):
+    options = ["--train.deterministic", "true", "--train.num_workers", str(workers)]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    data = write_recipe(tmp_path / "data")
+    fields = yaml.safe_load(data.read_text())
+    # The larger of the models whose results depend on the order of sums.
+    fields["model"]["vision"] = {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 8}
+    fields["train"].update(epochs=1)
+    weights = {}
+    for name in ("whole", "stopped"):
+        root, log = tmp_path / name, tmp_path / f"{name}.log"
+        fields["run"]["storage_path"] = str(root / "runs")
+        data.write_text(yaml.safe_dump(fields))
+        driver = start_driver(data, log, environment, *options)
+        try:
+            if name == "stopped":
+                wait_for_checkpoint(root, 30, driver, log)
+                os.kill(driver.pid, signal.SIGKILL)
+                driver.wait()
+                assert last_checkpoint(root) < SAMPLES // 17
+                driver = start_driver(data, log, environment, *options, "--run.resume", "must")
+            assert driver.wait(300) == 0, log.read_text()[-5000:]
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+        weights[name] = load_file(root / "runs/exact/final/model.safetensors")
+    assert "continuing exact from step" in (tmp_path / "stopped.log").read_text()
+    for name, tensor in weights["whole"].items():
+        assert torch.equal(tensor, weights["stopped"][name]), name
