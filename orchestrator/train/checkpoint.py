@@ -98,10 +98,13 @@ def restore_tensors(
         if key == "group_step":
             optimizer.param_groups[int(name)]["step"] = int(tensor)
         else:
-            # A count of steps has no shape and is not sharded.
-            like = parameters[name] if tensor.ndim else None
-            moved = _like(tensor, like)
-            optimizer.state[parameters[name]][key] = moved.to(parameters[name].device)
+            parameter = parameters[name]
+            optimizer.state[parameter][key] = (
+                # A moment lies in memory as its parameter does (channels last, say): fused kernels take it for granted.
+                torch.empty_like(parameter, dtype=tensor.dtype).copy_(_like(tensor, parameter))
+                if tensor.shape == parameter.shape and tensor.ndim
+                else tensor.to(parameter.device)
+            )
 
 
 def _whole(tensor: Tensor) -> Tensor:
