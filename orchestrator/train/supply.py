@@ -2,7 +2,7 @@
 
 Every worker pulls from a stream of its own, and the streams differ a little in length. While all of them last, each
 worker takes its share of the global batch. When one runs dry, the workers put together what is left, share it anew, and
-go on until nothing is left.
+go on until nothing is left; two samples for each worker are the least that a step is made of.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Supply:
         self._empty, self._global_batch, self._step = empty, global_batch, step
         self._rank, self._world_size, self._workers, self._whole = rank, world_size, workers, whole
         self._feed = Feed(blocks, self._sizes(), empty, prefetch)
+        self._held: tuple[Columns, bool] | None = None
         self._last: Iterator[Columns] | None = None
         self.left_out = 0
 
@@ -76,10 +77,12 @@ class Supply:
         """This worker's part of the next step; None on all workers when nothing is left."""
         step, self._step = self._step, self._step + 1
         if self._last is None:
-            batch, full = self._feed.next()
-            if self._all(full):
+            # A batch is given out only once the next is known to be whole: the last two may have to share what is left.
+            batch, full = self._held or self._feed.next()
+            self._held = following, _ = self._feed.next()
+            if self._all(full and self._held[1]):
                 return self._part(step, batch, self._global_batch) if self._whole else batch
-            self._last = iter(self._share_rest(step, join([batch, self._feed.drain()])))
+            self._last = iter(self._share_rest(step, join([batch, following, self._feed.drain()])))
         return next(self._last, None)
 
     def _part(self, step: int, batch: Columns, size: int) -> Columns:
@@ -91,7 +94,7 @@ class Supply:
         held = [count([rest])] * self._world_size if self._whole else self._counts(count([rest]))
         left = held[0] if self._whole else sum(held)
         sizes = last_batches(left, self._global_batch)
-        if sizes and sizes[-1] < self._world_size:  # a single batch that has nothing for one of the workers
+        if sizes and sizes[-1] < 2 * self._world_size:  # a single batch, and batch norm needs two samples of a worker
             self.left_out, sizes = left, []
         shares = [
             [self._share(step + number, size, rank) for number, size in enumerate(sizes)]

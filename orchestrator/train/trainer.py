@@ -264,7 +264,7 @@ def _say_what_was_trained_on(
     whole = [epoch for epoch in epochs if not trained.missing(epoch, rejected)]
     print(
         f"trained on {trained.samples:,} samples, none twice in an epoch; {len(whole)} of {len(epochs)} epochs whole"
-        + (f", {left_out} samples left out at the end: fewer than workers" if left_out else ""),
+        + (f", {left_out} samples left out at the end: fewer than two a worker" if left_out else ""),
         flush=True,
     )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from objectives.naive import TwoLinears, assert_equal, features, naive_info_nce
-from objectives.processes import run
+from processes import run
 from torch import nn
 
 from orchestrator.objectives import cached_backward, info_nce, sigmoid_loss

@@ -14,7 +14,7 @@ from objectives.naive import (
     naive_info_nce,
     value_and_gradients,
 )
-from objectives.processes import run
+from processes import run
 from torch import nn
 
 from orchestrator.objectives import info_nce

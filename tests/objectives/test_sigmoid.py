@@ -14,7 +14,7 @@ from objectives.naive import (
     naive_sigmoid,
     value_and_gradients,
 )
-from objectives.processes import run
+from processes import run
 from torch import nn
 
 from orchestrator.objectives import sigmoid_loss
