@@ -103,7 +103,7 @@ def restore_tensors(
                 # A moment lies in memory as its parameter does (channels last, say): fused kernels take it for granted.
                 torch.empty_like(parameter, dtype=tensor.dtype).copy_(_like(tensor, parameter))
                 if tensor.shape == parameter.shape and tensor.ndim
-                else tensor.to(parameter.device)
+                else tensor.to(parameter.device, copy=True)
             )
 
 

@@ -116,10 +116,7 @@ class _Worker:
         self.control = dist.new_group(backend="gloo") if self.world_size > 1 else None
         shared = share_gradients(self.model, train.parallel, self.device, self.world_size)
         self.optimizer = make_optimizer(self.model, config.optim, train.precision == "pure_bf16", config.run.seed)
-        self.step = Step(
-            self.model, shared.towers, self.optimizer, config, job.transform, self.device, self.workers,
-            shared.accumulating,
-        )  # fmt: skip
+        self.step = Step(self.model, shared, self.optimizer, config, job.transform, self.device, self.workers)
         self.store = CheckpointStore(job.run_uri)
         self.state, self.ledger = self._restore()
         # What this worker has trained on since the last checkpoint.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -25,10 +26,12 @@ class Shared:
     ----------
     towers : call this instead of the model
     accumulating : a context in which backward passes add up and nothing is shared yet
+    finish : to be called after the last backward pass of a step
     """
 
     towers: nn.Module
-    accumulating: Callable[[], contextlib.AbstractContextManager]
+    accumulating: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    finish: Callable[[], None] = lambda: None
 
 
 def share_gradients(model: CLIP, kind: Literal["ddp", "fsdp"], device: torch.device, world_size: int) -> Shared:
@@ -44,7 +47,7 @@ def share_gradients(model: CLIP, kind: Literal["ddp", "fsdp"], device: torch.dev
     Source: Zhao et al. 2023, PyTorch FSDP; torchtitan's use of `fully_shard`.
     """
     if world_size == 1:
-        return Shared(model, contextlib.nullcontext)
+        return Shared(model)
     if kind == "ddp":
         towers = nn.parallel.DistributedDataParallel(
             model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
@@ -54,7 +57,9 @@ def share_gradients(model: CLIP, kind: Literal["ddp", "fsdp"], device: torch.dev
     for module in model.modules():
         if isinstance(module, ResidualAttentionBlock | Bottleneck):
             fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # A scalar cannot be cut: each worker keeps it, and its gradient is averaged by hand.
+    scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
+    fully_shard(model, mesh=mesh, ignored_params=set(scalars))
 
     @contextlib.contextmanager
     def accumulating() -> Iterator[None]:
@@ -65,4 +70,9 @@ def share_gradients(model: CLIP, kind: Literal["ddp", "fsdp"], device: torch.dev
         finally:
             model.set_requires_gradient_sync(True)
 
-    return Shared(model, accumulating)
+    def finish() -> None:
+        for scalar in scalars:
+            dist.all_reduce(scalar.grad, dist.ReduceOp.SUM, group=mesh.get_group())
+            scalar.grad.div_(world_size)  # type: ignore[union-attr]
+
+    return Shared(model, accumulating, finish)

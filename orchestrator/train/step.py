@@ -5,15 +5,14 @@ Shapes: B pairs of this worker, R image side, T tokens, D embedding.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from orchestrator.config import Config
@@ -22,6 +21,7 @@ from orchestrator.data.images import ImageTransform
 from orchestrator.model.clip import CLIP
 from orchestrator.model.pixels import normalize_pixels
 from orchestrator.objectives import cached_backward, info_nce, sigmoid_loss
+from orchestrator.train.parallel import Shared
 
 
 @dataclass
@@ -49,29 +49,26 @@ class Step:
     Parameters
     ----------
     model : the model itself
-    towers : the model as it is called: itself, or what shares its gradients between workers
+    shared : how it is called, and how its gradients are shared
     optimizer : of its parameters
     config : of the run
     transform : how pixels are normalised
     device : that trains
     workers : process group of all workers; None: this process is alone
-    accumulating : context in which gradients are not yet shared between workers
     """
 
     def __init__(
         self,
         model: CLIP,
-        towers: nn.Module,
+        shared: Shared,
         optimizer: torch.optim.Optimizer,
         config: Config,
         transform: ImageTransform,
         device: torch.device,
         workers: dist.ProcessGroup | None,
-        accumulating: Callable[[], contextlib.AbstractContextManager],
     ):
-        self._model, self._towers, self._optimizer = model, towers, optimizer
+        self._model, self._shared, self._optimizer = model, shared, optimizer
         self._config, self._transform, self._device, self._workers = config, transform, device, workers
-        self._accumulating = accumulating
         self._autocast = torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=uses_bf16(config.train.precision, device)
         )
@@ -89,7 +86,8 @@ class Step:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         parts = list(_parts(batch, chunks))
-        loss = cached_backward(self._embed, parts, self._objective, self._accumulating, self._model)
+        loss = cached_backward(self._embed, parts, self._objective, self._shared.accumulating, self._model)
+        self._shared.finish()
         grad_norm = self._grad_norm()
         outcome = Outcome(float(loss), float(grad_norm))
         limit = self._config.optim.max_grad_norm
@@ -105,7 +103,7 @@ class Step:
             torch.from_numpy(chunk[IMAGE]).to(self._device), self._transform.mean, self._transform.std
         )
         with self._autocast:
-            return self._towers(image_B3RR, torch.from_numpy(chunk[TOKENS]).to(self._device))
+            return self._shared.towers(image_B3RR, torch.from_numpy(chunk[TOKENS]).to(self._device))
 
     def _objective(self, image_BD: Tensor, text_BD: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
         if bias is None:

@@ -7,7 +7,7 @@ import processes
 import pytest
 import torch
 import torch.distributed as dist
-from tiny import tiny_config
+from tiny import tiny_model
 
 from orchestrator.config import Config
 from orchestrator.data.batch import count, take
@@ -23,7 +23,7 @@ PAIRS, STEPS = 12, 3
 
 def config_of(objective, max_grad_norm):
     config = Config()
-    config.model = tiny_config("vit", vocab_size=600)
+    config.model = tiny_model(600, "vit").config
     config.model.objective = objective
     config.optim.lr, config.optim.warmup_steps, config.optim.max_grad_norm = 1e-2, 0, max_grad_norm
     config.train.precision = "fp32"
@@ -51,7 +51,7 @@ def train(rank, sizes, kind, objective="contrastive", max_grad_norm=0.0, chunks=
     if start is not None:
         restore_tensors(model, optimizer, *start)
     workers = dist.group.WORLD if world_size > 1 else None
-    step = Step(model, shared.towers, optimizer, config, ImageTransform(32), device, workers, shared.accumulating)
+    step = Step(model, shared, optimizer, config, ImageTransform(32), device, workers)
     told = []
     for number in range(first, first + STEPS):
         batch = batch_of(number)
