@@ -178,7 +178,8 @@ class TrainConfig:
     micro_batch : pairs that a worker passes through the towers at once; its part of the global batch is embedded first,
         then gradients are made chunk by chunk, equal to those of the whole. 0: all at once
     num_workers : training processes; a range such as 2..8 starts with what the cluster has room for and grows and
-        shrinks with it
+        shrinks with it. On a cluster without GPUs choose cpus_per_worker so that a full node has CPUs left for reading
+    resize_every_s : seconds from one look for room for more training processes to the next
     parallel : ddp (each worker holds the whole model) or fsdp (weights, gradients and moments are sharded over them)
     device : auto (a GPU a worker where the cluster has any), gpu, or cpu
     cpus_per_worker : logical CPUs that one training process reserves
@@ -210,6 +211,7 @@ class TrainConfig:
     global_batch: int = 32768
     micro_batch: int = 0
     num_workers: int | str = 1
+    resize_every_s: float = 60.0
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "gpu", "cpu"] = "auto"
     cpus_per_worker: float = 1.0
@@ -392,7 +394,7 @@ def _check_training(config: Config) -> None:
     _require(train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1 step")
     _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")
     _require(train.log_every >= 1, "train.log_every", train.log_every, "at least 1 step")
-    for key in ("max_failures", "max_skipped_steps", "max_rollbacks", "storage_patience_s"):
+    for key in ("max_failures", "max_skipped_steps", "max_rollbacks", "storage_patience_s", "resize_every_s"):
         _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "0 or more")
     _require(
         train.max_failed_checkpoints >= 1, "train.max_failed_checkpoints", train.max_failed_checkpoints, "1 or more"

@@ -38,7 +38,7 @@ class RayCluster:
 
     def add_node(self, num_cpus: int) -> subprocess.Popen:
         """Join another node and wait until it is there; it ends with the cluster."""
-        before = self.alive()
+        expected = sum(node.poll() is None for node in self.nodes) + 1
         command = [
             RAY, "start", f"--address={self.address}", "--block", f"--num-cpus={num_cpus}",
             "--node-ip-address=127.0.0.1", "--object-store-memory=200000000",
@@ -49,7 +49,7 @@ class RayCluster:
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         self.nodes.append(node)
-        wait_until(lambda: self.alive() > before, 60, "the start of another node")
+        wait_until(lambda: self.alive() >= expected, 60, "the start of another node")
         return node
 
     def alive(self) -> int:

@@ -32,6 +32,10 @@ def export_model(source: str, destination: str, layout: Target) -> None:
     if storage.exists(destination):
         raise LayoutError(f"{destination}: is there already; name another folder")
     model = read_model(source)
+    if model.model.config.objective == "sigmoid":
+        raise LayoutError(
+            "model.objective='sigmoid': CLIP's layouts have no place for its bias; use the directory as it is"
+        )
     if layout == "hugging_face":
         weights, name = to_hugging_face(model.model.state_dict()), "model.safetensors"
         config_name, config = "config.json", config_to_hugging_face(model.model.config)

@@ -176,6 +176,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
         dataset_config=_data_config(train.deterministic),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(fewest, most) if fewest < most else most,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=train.resize_every_s,  # type: ignore[call-arg]
             use_gpu=use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny
+from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from orchestrator import storage
-from orchestrator.inference import Embedder, ModelDirectoryError, read_model
+from orchestrator.data.images import ImageTransform
+from orchestrator.inference import Embedder, ModelDirectoryError, read_model, save_model
+from orchestrator.inference.export import export_model
+from orchestrator.model.clip import CLIP
+from orchestrator.model.layouts import LayoutError
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
@@ -116,3 +121,16 @@ def test_an_interrupted_write_leaves_no_directory_that_reads(tmp_path, monkeypat
         save_tiny(str(tmp_path / "m"))
     with pytest.raises(ModelDirectoryError, match=r"config\.json: missing"):
         read_model(str(tmp_path / "m"))
+
+
+def test_a_sigmoid_model_keeps_its_bias_and_is_not_exported_as_what_it_is_not(tmp_path):
+    tokenizer = tiny_tokenizer()
+    config = dataclasses.replace(tiny_model(tokenizer.vocab_size).config, objective="sigmoid", init_logit_bias=-7.0)
+    model = CLIP(config)
+    save_model(str(tmp_path / "model"), model, tokenizer, ImageTransform(32), "a card\n")
+    read = read_model(str(tmp_path / "model")).model
+    assert read.config.objective == "sigmoid" and float(read.logit_bias) == -7.0
+    for layout in ("hugging_face", "open_clip"):
+        with pytest.raises(LayoutError, match=r"model\.objective='sigmoid'"):
+            export_model(str(tmp_path / "model"), str(tmp_path / layout), layout)
+        assert not (tmp_path / layout).exists()

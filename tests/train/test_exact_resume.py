@@ -139,7 +139,8 @@ def check_every_sample_once(root: Path) -> None:
 def test_every_sample_once_whatever_is_killed(tmp_path):
     """Three nodes; in both epochs workers, a node and the driver are killed, and the number of workers changes."""
     recipe, log, rng = write_recipe(tmp_path), tmp_path / "driver.log", np.random.default_rng(7)
-    with ray_cluster(num_cpus=1, scratch=tmp_path, environment={}) as cluster:
+    # The head alone has room for three trainers and a reading task: whatever a lost node takes with it, the run goes on.
+    with ray_cluster(num_cpus=2, scratch=tmp_path, environment={}) as cluster:
         cluster.add_node(2)
         cluster.add_node(2)
         driver = start_driver(recipe, log, cluster.environment)
@@ -148,8 +149,8 @@ def test_every_sample_once_whatever_is_killed(tmp_path):
                 wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + int(rng.integers(6, 30)), driver, log)
                 rng.choice(wait_until(lambda: trainers(cluster), 60, "training processes")).kill()
             wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 12, driver, log)
-            lost = [node_of(process, cluster) for process in trainers(cluster)]
-            kill_tree(next(node for node in lost if node is not cluster.nodes[0]))
+            used = [node_of(process, cluster) for process in trainers(cluster)]
+            kill_tree(next((node for node in used if node is not cluster.nodes[0]), cluster.nodes[1]))
             wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 12, driver, log)
             os.kill(driver.pid, signal.SIGKILL)
             driver.wait()
@@ -203,3 +204,38 @@ def test_a_deterministic_run_stopped_in_mid_epoch_ends_with_the_same_weights(tmp
     assert "continuing exact from step" in (tmp_path / "stopped.log").read_text()
     for name, tensor in weights["whole"].items():
         assert torch.equal(tensor, weights["stopped"][name]), name
+
+
+@pytest.mark.timeout(600)
+def test_a_run_grows_and_shrinks_with_the_cluster(tmp_path):
+    """A node has room for one trainer and one reading task: with a second node there are two of each."""
+    recipe = write_recipe(
+        tmp_path, num_workers="1..3", cpus_per_worker=0.6, resize_every_s=2.0, checkpoint_every=3, global_batch=17
+    )
+    fields = yaml.safe_load(recipe.read_text())
+    fields["data"]["cpus_per_reader"] = 0.4
+    recipe.write_text(yaml.safe_dump(fields))
+    log = tmp_path / "driver.log"
+
+    def wait_for_trainers(number):
+        def as_many():
+            assert driver.poll() is None, log.read_text()[-5000:]
+            return len(trainers(cluster)) == number
+
+        wait_until(as_many, 120, f"a change to {number} training processes")
+
+    with ray_cluster(num_cpus=1, scratch=tmp_path, environment={}) as cluster:
+        driver = start_driver(recipe, log, cluster.environment)
+        try:
+            wait_for_checkpoint(tmp_path, 3, driver, log)
+            assert len(trainers(cluster)) == 1
+            node = cluster.add_node(1)
+            wait_for_trainers(2)
+            wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 6, driver, log)
+            kill_tree(node)
+            wait_for_trainers(1)
+            assert driver.wait(300) == 0, log.read_text()[-5000:]
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+    check_every_sample_once(tmp_path)
