@@ -139,7 +139,7 @@ def check_every_sample_once(root: Path) -> None:
 def test_every_sample_once_whatever_is_killed(tmp_path):
     """Three nodes; in both epochs workers, a node and the driver are killed, and the number of workers changes."""
     recipe, log, rng = write_recipe(tmp_path), tmp_path / "driver.log", np.random.default_rng(7)
-    # The head alone has room for three trainers and a reading task: whatever a lost node takes with it, the run goes on.
+    # The head alone has room for three trainers and a reading task: whatever is lost with a node, the run goes on.
     with ray_cluster(num_cpus=2, scratch=tmp_path, environment={}) as cluster:
         cluster.add_node(2)
         cluster.add_node(2)
