@@ -178,7 +178,7 @@ class TrainConfig:
     micro_batch : pairs that a worker passes through the towers at once; its part of the global batch is embedded first,
         then gradients are made chunk by chunk, equal to those of the whole. 0: all at once
     num_workers : training processes; a range such as 2..8 starts with what the cluster has room for and grows and
-        shrinks with it. On a cluster without GPUs choose cpus_per_worker so that a full node has CPUs left for reading
+        shrinks with it. On a cluster without GPUs choose cpus_per_worker so that a full node keeps a CPU for reading
     resize_every_s : seconds from one look for room for more training processes to the next
     parallel : ddp (each worker holds the whole model) or fsdp (weights, gradients and moments are sharded over them)
     device : auto (a GPU a worker where the cluster has any), gpu, or cpu

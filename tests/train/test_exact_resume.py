@@ -204,38 +204,3 @@ def test_a_deterministic_run_stopped_in_mid_epoch_ends_with_the_same_weights(tmp
     assert "continuing exact from step" in (tmp_path / "stopped.log").read_text()
     for name, tensor in weights["whole"].items():
         assert torch.equal(tensor, weights["stopped"][name]), name
-
-
-@pytest.mark.timeout(600)
-def test_a_run_grows_and_shrinks_with_the_cluster(tmp_path):
-    """A node has room for one trainer and one reading task: with a second node there are two of each."""
-    recipe = write_recipe(
-        tmp_path, num_workers="1..3", cpus_per_worker=0.6, resize_every_s=2.0, checkpoint_every=3, global_batch=17
-    )
-    fields = yaml.safe_load(recipe.read_text())
-    fields["data"]["cpus_per_reader"] = 0.4
-    recipe.write_text(yaml.safe_dump(fields))
-    log = tmp_path / "driver.log"
-
-    def wait_for_trainers(number):
-        def as_many():
-            assert driver.poll() is None, log.read_text()[-5000:]
-            return len(trainers(cluster)) == number
-
-        wait_until(as_many, 120, f"a change to {number} training processes")
-
-    with ray_cluster(num_cpus=1, scratch=tmp_path, environment={}) as cluster:
-        driver = start_driver(recipe, log, cluster.environment)
-        try:
-            wait_for_checkpoint(tmp_path, 3, driver, log)
-            assert len(trainers(cluster)) == 1
-            node = cluster.add_node(1)
-            wait_for_trainers(2)
-            wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 6, driver, log)
-            kill_tree(node)
-            wait_for_trainers(1)
-            assert driver.wait(300) == 0, log.read_text()[-5000:]
-        finally:
-            if driver.poll() is None:
-                driver.kill()
-    check_every_sample_once(tmp_path)
