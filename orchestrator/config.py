@@ -185,8 +185,8 @@ class TrainConfig:
     cpus_per_worker : logical CPUs that one training process reserves
     torch_threads : CPU threads of one training process; 0: this node's cores shared among its training processes
     precision : fp32; bf16 (autocast); pure_bf16 (bf16, and the text tower's weights and Adam's moments are kept in bf16
-        too, rounded stochastically: the paper's way to save memory); auto: bf16 on a GPU and on a CPU with bf16
-        arithmetic, else fp32
+        too, rounded stochastically: the paper's way to save memory); auto: bf16 on a GPU and on a CPU whose bf16
+        arithmetic is the faster one, else fp32
     checkpoint_activations : keep only each block's input for the backward pass and compute the rest again: less memory,
         about a third more work, the same result
     compile : have torch.compile fuse each block's operations; needs a C++ compiler on the training nodes
@@ -197,7 +197,6 @@ class TrainConfig:
     checkpoint_every : optimiser steps from one checkpoint to the next
     keep_checkpoints : newest checkpoints kept
     max_failed_checkpoints : checkpoints in a row that may fail before the run stops
-    storage_patience_s : seconds for which writing a checkpoint is tried again
     max_failures : failures of workers or nodes survived before the run stops
     max_skipped_steps : steps in a row without a finite loss and gradient that are skipped before the run goes back to
         its last checkpoint
@@ -224,7 +223,6 @@ class TrainConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     max_failed_checkpoints: int = 3
-    storage_patience_s: float = 300.0
     max_failures: int = 3
     max_skipped_steps: int = 3
     max_rollbacks: int = 1
@@ -272,12 +270,17 @@ class RunConfig:
     name : the run's folder under storage_path; a run of the same name continues from its last checkpoint
     storage_path : URI or path of the folder of all runs; every node must reach it
     resume : auto (continue if there is something to continue), must, or never (refuse a name in use)
+    storage_patience_s : seconds for which storage that cannot be reached, or is full, is tried again: in reading shards
+        and in reading and writing checkpoints
+    trackers : mlflow, wandb: the run's metrics go there too, besides its folder and Ray's metrics endpoint
     seed : of initial weights, shard order, crops and captions
     """
 
     name: str = "run"
     storage_path: str = "runs"
     resume: Literal["never", "auto", "must"] = "auto"
+    storage_patience_s: float = 300.0
+    trackers: list[Literal["mlflow", "wandb"]] = field(default_factory=list)
     seed: int = 0
 
 
@@ -394,7 +397,7 @@ def _check_training(config: Config) -> None:
     _require(train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1 step")
     _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")
     _require(train.log_every >= 1, "train.log_every", train.log_every, "at least 1 step")
-    for key in ("max_failures", "max_skipped_steps", "max_rollbacks", "storage_patience_s", "resize_every_s"):
+    for key in ("max_failures", "max_skipped_steps", "max_rollbacks", "resize_every_s"):
         _require(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "0 or more")
     _require(
         train.max_failed_checkpoints >= 1, "train.max_failed_checkpoints", train.max_failed_checkpoints, "1 or more"
@@ -412,6 +415,7 @@ def _check_training(config: Config) -> None:
         run.name,
         "a folder's name, without '/'",
     )
+    _require(run.storage_patience_s >= 0, "run.storage_patience_s", run.storage_patience_s, "0 or more")
     _require(bool(run.storage_path), "run.storage_path", run.storage_path, "a folder or URI for all runs")
     for template in config.evaluation.templates:
         _require("{c}" in template, "evaluation.templates", template, "a template needs {c} for the class name")

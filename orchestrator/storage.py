@@ -12,15 +12,20 @@ import glob
 import itertools
 import os
 import re
+import time
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 READ_BUFFER_BYTES = 1 << 20
+# Between one try and the next where storage cannot be reached.
+RETRY_S = 2.0
+
+Result = TypeVar("Result")
 
 
 class StorageError(OSError):
@@ -41,6 +46,36 @@ class AccessDenied(StorageError):
 
 class NothingMatches(StorageError):
     """A pattern that matches no object."""
+
+
+# Trying again would not help.
+LASTING = (MissingBucket, MissingObject, AccessDenied, NothingMatches)
+
+
+def patiently(action: Callable[[], Result], patience_s: float) -> Result:
+    """Do it, and again for as long as storage cannot be reached or is full.
+
+    Parameters
+    ----------
+    action : what to do; it must be safe to repeat
+    patience_s : seconds
+
+    Returns
+    -------
+    what it returns
+
+    Raises
+    ------
+    StorageError : at once where trying again would not help (missing, denied), else when the time is over
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return action()
+        except StorageError as error:
+            if isinstance(error, LASTING) or time.monotonic() + RETRY_S > deadline:
+                raise
+        time.sleep(RETRY_S)
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -77,20 +112,48 @@ def exists(uri: str) -> bool:
     raise AssertionError("unreachable")
 
 
-def open_input(uri: str) -> pa.NativeFile:
-    """A stream of the object's bytes, to be closed by the caller."""
+class Input:
+    """A stream of an object's bytes; what goes wrong while it is read is a StorageError too.
+
+    Parameters
+    ----------
+    uri : the object
+    stream : pyarrow's
+    """
+
+    def __init__(self, uri: str, stream: pa.NativeFile):
+        self._uri, self._stream = uri, stream
+
+    def read(self, size: int | None = None) -> bytes:
+        with translated(self._uri):
+            return self._stream.read(size)
+        raise AssertionError("unreachable")
+
+    def __enter__(self) -> Input:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stream.close()
+
+
+def open_input(uri: str) -> Input:
+    """A stream of the object's bytes, to be closed by the caller.
+
+    Raises
+    ------
+    StorageError : here and while it is read
+    """
     with translated(uri):
         filesystem, path = open_location(uri)
         # Whoever reads in small pieces should not ask object storage for each of them.
-        return filesystem.open_input_stream(path, compression=None, buffer_size=READ_BUFFER_BYTES)
+        return Input(uri, filesystem.open_input_stream(path, compression=None, buffer_size=READ_BUFFER_BYTES))
     raise AssertionError("unreachable")
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole object."""
-    with translated(uri), open_input(uri) as stream:
+    with open_input(uri) as stream:
         return stream.read()
-    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager

@@ -54,9 +54,11 @@ class RayCluster:
 
     def alive(self) -> int:
         """How many nodes the head knows to be alive."""
-        with urllib.request.urlopen(f"{self.dashboard}/nodes?view=summary", timeout=10) as reply:
-            nodes = json.load(reply)["data"]["summary"]
-        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+        from ray._raylet import GcsClient
+        from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+        nodes = GcsClient(address=self.address).get_all_node_info().values()
+        return sum(node.state == GcsNodeInfo.ALIVE for node in nodes)
 
 
 def kill_tree(process: subprocess.Popen) -> None:

@@ -83,7 +83,7 @@ def inspect_shard(uri: str, config: DataConfig) -> Shard:
             if not etag:
                 etag = _checksum(uri)
     else:
-        with storage.translated(uri), storage.open_input(uri) as stream:
+        with storage.open_input(uri) as stream:
             hashing = _HashingReader(stream, wanted=not etag)
             samples = count_samples(uri, hashing)
             etag = etag or hashing.finish()
@@ -126,7 +126,7 @@ def _identity(uri: str) -> tuple[str, int, int]:
 
 
 def _head(uri: str, path: str) -> tuple[str, int]:
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = path.partition("/")
     try:
@@ -140,6 +140,8 @@ def _head(uri: str, path: str) -> tuple[str, int]:
                 f"{uri}: access denied; check the credentials of the AWS chain and the bucket's policy"
             ) from None
         raise storage.StorageError(f"{uri}: object storage answered {status}") from None
+    except BotoCoreError as error:
+        raise storage.StorageError(f"{uri}: {error}") from None
     return head["ETag"].strip('"'), head["ContentLength"]
 
 

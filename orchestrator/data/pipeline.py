@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pyroaring import BitMap
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from orchestrator import storage
 from orchestrator.config import Config, DataConfig
 from orchestrator.data.batch import IMAGE, SAMPLE, TOKENS, pack_sample
 from orchestrator.data.images import ImageError, ImageTransform
@@ -91,6 +93,7 @@ class Reader:
     context_length : T
     seed : of the run
     trained : samples that are left out
+    patience_s : seconds for which storage that cannot be reached is tried again
     """
 
     manifest: Manifest
@@ -100,6 +103,7 @@ class Reader:
     context_length: int
     seed: int
     trained: Ledger
+    patience_s: float = 0.0
 
     def read_unit(self, unit: Unit, on_rejects: Callable[[Sequence[Reject]], None]) -> Iterator[dict[str, np.ndarray]]:
         """The unit's samples as columns of `orchestrator.data.batch`, some MB at a time.
@@ -162,8 +166,9 @@ class Reader:
         """Samples of the unit's shards, drawn from them at random."""
         streams: list[tuple[int, Iterator[RawSample | Reject]]] = []
         for shard in unit.shards:
-            verify(self.manifest.shards[shard])
-            streams.append((shard, read_shard(self.manifest.shards[shard].uri, self.config)))
+            stored = self.manifest.shards[shard]
+            storage.patiently(partial(verify, stored), self.patience_s)
+            streams.append((shard, read_shard(stored.uri, self.config, patience_s=self.patience_s)))
         while streams:
             choice = int(rng.integers(len(streams)))
             shard, stream = streams[choice]
@@ -275,6 +280,7 @@ def make_dataset(
         config.model.text.context_length,
         config.run.seed,
         trained,
+        config.run.storage_patience_s,
     )
     # Shared through the object store: a task's own description stays small.
     read = ReadUnits(ray.put(reader), ray.put(units), rejects)

@@ -87,6 +87,9 @@ class RejectActor:
     def add(self, rejects: Sequence[Reject]) -> str:
         return self._ledger.add(rejects)
 
+    def count(self) -> int:
+        return len(self._ledger.places)
+
     def to_bytes(self) -> bytes:
         return self._ledger.to_bytes()
 

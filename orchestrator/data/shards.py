@@ -6,6 +6,7 @@ A sample is a run of tar members that share a key: the name up to the first dot 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Iterator
@@ -76,7 +77,9 @@ def is_parquet(uri: str, config: DataConfig) -> bool:
     return config.format == "parquet"
 
 
-def read_shard(uri: str, config: DataConfig, captions: bool = True) -> Iterator[RawSample | Reject]:
+def read_shard(
+    uri: str, config: DataConfig, captions: bool = True, patience_s: float = 0.0
+) -> Iterator[RawSample | Reject]:
     """The samples of a shard, in order.
 
     Parameters
@@ -84,6 +87,7 @@ def read_shard(uri: str, config: DataConfig, captions: bool = True) -> Iterator[
     uri : the shard
     config : format, and where image and text are
     captions : whether a sample needs a caption (an evaluation set's need not)
+    patience_s : seconds for which storage that cannot be reached is tried again, from the sample where it was lost
 
     Yields
     ------
@@ -91,12 +95,31 @@ def read_shard(uri: str, config: DataConfig, captions: bool = True) -> Iterator[
 
     Raises
     ------
-    StorageError : the shard cannot be opened
+    StorageError : the shard cannot be read
     """
+    given = 0
+    stream: Iterator[RawSample | Reject] | None = None
+
+    def next_sample() -> RawSample | Reject | None:
+        nonlocal stream
+        if stream is None:
+            stream = itertools.islice(_read_shard(uri, config, captions), given, None)
+        try:
+            return next(stream, None)
+        except storage.StorageError:
+            stream = None
+            raise
+
+    while (sample := storage.patiently(next_sample, patience_s)) is not None:
+        given += 1
+        yield sample
+
+
+def _read_shard(uri: str, config: DataConfig, captions: bool) -> Iterator[RawSample | Reject]:
     if is_parquet(uri, config):
         yield from _read_parquet(uri, config)
         return
-    with storage.translated(uri), storage.open_input(uri) as stream:
+    with storage.open_input(uri) as stream:
         for index, (key, members) in enumerate(_groups(stream, uri)):
             if isinstance(members, _BadSample):
                 yield Reject(uri, index, key, members.reason, members.detail)
@@ -146,9 +169,9 @@ def _groups(stream: Any, uri: str) -> Iterator[tuple[str, dict[str, bytes] | _Ba
                 members[ending.lower()] = data
                 # The archive keeps every header it has read; a stream never goes back.
                 archive.members = []  # type: ignore[attr-defined]
+    except storage.StorageError:
+        raise  # What could not be read is not what is not there.
     except (tarfile.ReadError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and not isinstance(error, tarfile.TarError) and error.errno is not None:
-            raise
         truncated = str(error)
     if truncated:
         # The sample before the cut is kept where it is whole; a lone member says that the cut went through it.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
+from orchestrator import storage
 from orchestrator.storage import StorageError
 from orchestrator.train.checkpoint import CheckpointStore, Snapshot
 
@@ -25,8 +25,6 @@ class CheckpointWriter:
     max_failures : checkpoints in a row
     on_failure : told why one was given up
     """
-
-    RETRY_S = 2.0
 
     def __init__(
         self,
@@ -77,19 +75,16 @@ class CheckpointWriter:
             raise self._errors[-1]
 
     def _write(self, snapshot: Snapshot, before: Callable[[], None]) -> None:
-        deadline = time.monotonic() + self._patience_s
-        while True:
-            try:
-                before()
-                self._store.write(snapshot, self._keep)
-                self._errors.clear()
-                return
-            except StorageError as error:
-                if time.monotonic() + self.RETRY_S > deadline:
-                    self._errors.append(error)
-                    self._on_failure(f"no checkpoint at step {snapshot.state.step}: {error}")
-                    return
-                time.sleep(self.RETRY_S)
-            except BaseException as error:  # an error of the program: training must not go on without checkpoints
-                self._errors.extend([error] * self._max_failures)
-                return
+
+        def write() -> None:
+            before()
+            self._store.write(snapshot, self._keep)
+
+        try:
+            storage.patiently(write, self._patience_s)
+            self._errors.clear()
+        except StorageError as error:
+            self._errors.append(error)
+            self._on_failure(f"no checkpoint at step {snapshot.state.step}: {error}")
+        except BaseException as error:  # an error of the program: training must not go on without checkpoints
+            self._errors.extend([error] * self._max_failures)

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from orchestrator import storage
 from orchestrator.config import Config, ConfigError
 from orchestrator.data.batch import SAMPLE, Columns, count, empty, unpack_sample
 from orchestrator.data.images import ImageTransform
@@ -37,9 +38,11 @@ from orchestrator.train.meter import Meter
 from orchestrator.train.metrics import MetricsWriter
 from orchestrator.train.optim import learning_rate, make_optimizer
 from orchestrator.train.parallel import share_gradients
+from orchestrator.train.preemption import PreemptionNotice
 from orchestrator.train.start import load_start
 from orchestrator.train.step import Outcome, Step
 from orchestrator.train.supply import Supply
+from orchestrator.train.trackers import make_trackers
 
 
 class NonFiniteSteps(RuntimeError):
@@ -127,21 +130,32 @@ class _Worker:
             self.state.step, self.rank, self.world_size, self.control, train.deterministic,
             config.data.prefetch_batches,
         )  # fmt: skip
-        self.writer = MetricsWriter(job.run_uri, self.state.step) if self.rank == 0 else None
+        self.writer = self._patiently(self._make_writer) if self.rank == 0 else None
         self.checkpoints = CheckpointWriter(
-            self.store, train.keep_checkpoints, train.storage_patience_s, train.max_failed_checkpoints,
-            lambda message: job.board.say.remote(message),
-        )  # fmt: skip
+            self.store, train.keep_checkpoints, config.run.storage_patience_s, train.max_failed_checkpoints, self._say
+        )
+        self.notice = PreemptionNotice()
         if self.rank == 0:
             job.board.placed.remote(self.world_size)
         flops = count_flops(config.model)
         self.meter = Meter(3 * (flops.image + flops.text), self.world_size, self.device)
 
+    def _patiently(self, action: Callable[[], Any]) -> Any:
+        return storage.patiently(action, self.job.config.run.storage_patience_s)
+
+    def _say(self, message: str) -> None:
+        self.job.board.say.remote(message)
+
+    def _make_writer(self) -> MetricsWriter:
+        run = self.job.config.run
+        trackers = make_trackers(run.trackers, run.name, self.job.run_uri, self.job.config.as_dict())
+        return MetricsWriter(self.job.run_uri, self.state.step, trackers, self._say)
+
     def _restore(self) -> tuple[TrainState, Ledger]:
         """Go on from the checkpoint that the data was planned from."""
         step = ray.get(self.job.board.start.remote())
         if step:
-            saved = self.store.read(step)
+            saved = self._patiently(lambda: self.store.read(step))
             restore_tensors(self.model, self.optimizer, saved.model, saved.optimizer)
             return saved.state, Ledger.from_bytes(saved.ledger, [shard.samples for shard in self.job.manifest.shards])
         if self.job.config.train.init:
@@ -150,7 +164,7 @@ class _Worker:
 
     def train(self) -> dict[str, Any]:
         job, train, state = self.job, self.job.config.train, self.state
-        outcome, saved_at, skipped = Outcome(float("nan"), 0.0), state.step, 0
+        outcome, saved_at, skipped, leaving = Outcome(float("nan"), 0.0), state.step, 0, ""
         while state.step < job.total_steps:
             with self.meter.waiting("data"):
                 batch = self.supply.next()
@@ -158,7 +172,9 @@ class _Worker:
                 break
             # Nothing random depends on what was drawn before: a continued run draws what it would have drawn.
             torch.manual_seed((job.config.run.seed * 1_000_003 + state.step) * 65_537 + self.rank)
-            samples = self._sum(count([batch]))
+            samples, ask = self._sum(count([batch]), self.rank == 0 and self.notice.due())
+            if ask:
+                leaving = self.notice.ask() or leaving
             rate = learning_rate(state.step, job.total_steps, job.config.optim)
             outcome = self.step(batch, rate, self._chunks(samples))
             self.mine.add(batch[SAMPLE])
@@ -172,15 +188,17 @@ class _Worker:
             state.samples += samples
             if state.step % train.log_every == 0 or state.step == job.total_steps:
                 self._record(outcome)
-            if state.step % train.checkpoint_every == 0 and not skipped:
+            if (leaving or state.step % train.checkpoint_every == 0) and not skipped:
+                if leaving and self.writer is not None:
+                    self._say(leaving)
                 with self.meter.waiting("checkpoint"):
                     self._checkpoint()
-                saved_at = state.step
+                saved_at, leaving = state.step, ""
         if saved_at != state.step:
             self._checkpoint()
         if self.writer is not None:
             self.checkpoints.finish()
-            self.writer.close()
+            self._patiently(self.writer.close)
         self._save_model()
         return {"step": state.step, "loss": outcome.loss, "left_out": self.supply.left_out}
 
@@ -189,12 +207,13 @@ class _Worker:
         micro_batch = self.job.config.train.micro_batch
         return math.ceil(math.ceil(samples / self.world_size) / micro_batch) if micro_batch else 1
 
-    def _sum(self, number: int) -> int:
+    def _sum(self, *numbers: int) -> list[int]:
+        """Over all workers."""
         if self.control is None:
-            return number
-        total = torch.tensor(number)
-        dist.all_reduce(total, group=self.control)
-        return int(total)
+            return list(numbers)
+        totals = torch.tensor(numbers)
+        dist.all_reduce(totals, group=self.control)
+        return totals.tolist()
 
     def _gather(self, mine: Any) -> list[Any]:
         """Every worker's, in order of rank."""
@@ -210,7 +229,7 @@ class _Worker:
         what = f"step {step} gave a loss of {outcome.loss} and a gradient norm of {outcome.grad_norm}"
         if self.writer is not None:
             self.writer.skip(step, outcome.loss, outcome.grad_norm, names)
-            self.job.board.say.remote(f"{what}: skipped; its samples, such as {names[0]}, will be in skipped.jsonl")
+            self._say(f"{what}: skipped; its samples, such as {names[0]}, will be in skipped.jsonl")
         if skipped > limit:
             if self.writer is not None:
                 self.writer.publish()
@@ -237,6 +256,7 @@ class _Worker:
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": outcome.grad_norm,
             "param_norm": self.step.param_norm(),
+            "rejects": ray.get(job.rejects.count.remote()),
             **self.meter.read(),
         }
         self.writer.write(record)
@@ -267,7 +287,8 @@ class _Worker:
             if job.config.train.precision == "pure_bf16":
                 whole.round_text_tower()
             whole.load_state_dict(weights)
-            save_model(job.run_uri.rstrip("/") + "/final", whole, job.tokenizer, job.transform, job.card)
+            final = storage.join(job.run_uri, "final")
+            self._patiently(lambda: save_model(final, whole, job.tokenizer, job.transform, job.card))
 
 
 def _build(config: Config, device: torch.device) -> CLIP:

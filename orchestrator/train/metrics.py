@@ -1,9 +1,10 @@
-"""What a run records: one JSON line a logged step, and TensorBoard."""
+"""What a run records: one JSON line a logged step, TensorBoard, and whatever trackers there are."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from orchestrator import storage
 from orchestrator.data.batch import unpack_sample
+from orchestrator.train.trackers import Tracker
 
 
 class MetricsWriter:
@@ -23,12 +25,17 @@ class MetricsWriter:
     ----------
     run_uri : the run's folder
     first_step : steps already made, by the restored checkpoint
+    trackers : told each record too
+    say : told what goes wrong with them, once each
     """
 
-    def __init__(self, run_uri: str, first_step: int):
+    def __init__(
+        self, run_uri: str, first_step: int, trackers: Sequence[Tracker] = (), say: Callable[[str], None] = print
+    ):
         from torch.utils.tensorboard import SummaryWriter
 
         self._run_uri = run_uri
+        self._trackers, self._say = list(trackers), say
         self._uri = storage.join(run_uri, "metrics.jsonl")
         kept: list[str] = []
         if first_step and storage.exists(self._uri):
@@ -48,6 +55,15 @@ class MetricsWriter:
         for key, value in record.items():
             if key != "step":
                 self._board.add_scalar(key, value, record["step"])
+        self._tell(lambda tracker: tracker.log(record))
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                what(tracker)
+            except Exception as error:  # whatever its client raises: a tracker must never stop a run
+                self._trackers.remove(tracker)
+                self._say(f"{type(tracker).__name__} is not told any more: {error}")
 
     def skip(self, step: int, loss: float, grad_norm: float, samples: list[str]) -> None:
         """Record a step that left the weights alone, with the samples of its batch."""
@@ -80,6 +96,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         self.publish()
+        self._tell(lambda tracker: tracker.close())
         self._board.close()
         self._scratch.cleanup()
 

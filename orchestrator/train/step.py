@@ -133,4 +133,6 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    # Without AMX, Intel's bf16 instructions have half the rate of its fp32 ones; AMD's have twice.
+    fast_avx512 = capabilities.get("avx512_bf16") and not str(capabilities.get("cpu_name")).startswith("Intel")
+    return bool(capabilities.get("amx_bf16") or fast_avx512)

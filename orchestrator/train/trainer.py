@@ -29,6 +29,7 @@ from orchestrator.train.model_card import model_card
 from orchestrator.train.progress import ProgressDisplay, RunBoard
 from orchestrator.train.run import RunDirectory, absolute_storage_path
 from orchestrator.train.start import check_start
+from orchestrator.train.trackers import check_trackers
 
 # Captions that a vocabulary is trained on, at most: more do not change it.
 VOCABULARY_CAPTIONS = 2_000_000
@@ -67,6 +68,7 @@ def pretrain(config: Config, display: type[ProgressDisplay] = ProgressDisplay) -
     StorageError : shards or folder cannot be reached
     TrainingStopped : a non-finite loss, more bad samples than data.max_reject_share allows, or a shard that changed
     """
+    check_trackers(config.run.trackers)
     run = RunDirectory(config)
     run.claim(config)
     if run.finished:
@@ -130,15 +132,21 @@ def _total_steps(samples: int, config: Config) -> int:
 
 def _remaining_data(job: Job, run: RunDirectory) -> ray.data.Dataset:
     """Called anew each time that a group of workers starts: what is left after the checkpoint that they go on from."""
-    config, manifest, store = job.config, job.manifest, run.checkpoints
-    step = store.newest().step
-    sizes = [shard.samples for shard in manifest.shards]
-    trained = Ledger.from_bytes(store.ledger(step), sizes) if step else manifest.ledger()
+    config, manifest = job.config, job.manifest
+    step, trained = storage.patiently(partial(_trained_before, job, run), config.run.storage_patience_s)
     rejected = ray.get(job.rejects.ledger.remote()).places
     ray.get(job.board.begin.remote(step))
     dataset = make_dataset(manifest, config, job.tokenizer, job.rejects, trained, rejected)
     dataset.context.enable_progress_bars = False  # The run has a progress line of its own.
     return dataset
+
+
+def _trained_before(job: Job, run: RunDirectory) -> tuple[int, Ledger]:
+    """The newest checkpoint's step and what was trained on up to it."""
+    store = run.checkpoints
+    step = store.newest().step
+    sizes = [shard.samples for shard in job.manifest.shards]
+    return step, Ledger.from_bytes(store.ledger(step), sizes) if step else job.manifest.ledger()
 
 
 class _UnequalSplit(ray.train.DataConfig):

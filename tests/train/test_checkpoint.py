@@ -154,9 +154,7 @@ class Refusing(CheckpointStore):
 
 def writer_of(store, patience_s, failures=2):
     said: list[str] = []
-    writer = CheckpointWriter(store, 2, patience_s, failures, said.append)
-    writer.RETRY_S = 0.01
-    return writer, said
+    return CheckpointWriter(store, 2, patience_s, failures, said.append), said
 
 
 def test_a_store_out_of_reach_for_a_while_is_tried_again(tmp_path):

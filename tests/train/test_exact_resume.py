@@ -23,7 +23,9 @@ from ray_cluster import REPOSITORY, RayCluster, kill_tree, ray_cluster, wait_unt
 from safetensors.torch import load_file
 from shapes import pairs
 
+from orchestrator.config import OptimConfig
 from orchestrator.data.shard_writers import ShardWriter
+from orchestrator.train.optim import learning_rate
 
 SAMPLES, SHARDS, BAD = 1997, 7, 5
 
@@ -168,6 +170,49 @@ def test_every_sample_once_whatever_is_killed(tmp_path):
     assert "continuing exact from step" in text
     assert "2 of 2 epochs whole" in text
     check_every_sample_once(tmp_path)
+
+
+@pytest.mark.timeout(900)
+def test_a_run_grows_onto_a_new_node_and_shrinks_when_it_is_lost(tmp_path):
+    """Each node has room for one trainer and a reading task."""
+    recipe = write_recipe(tmp_path, num_workers="1..3", cpus_per_worker=2.0, resize_every_s=2.0)
+    log, fields = tmp_path / "driver.log", yaml.safe_load(recipe.read_text())
+    # A model so slow that the run lasts until the cluster has changed twice.
+    fields["model"]["image_size"] = 96
+    fields["model"]["vision"] = {"kind": "vit", "layers": [3], "width": 192, "patch_size": 8, "heads": 3}
+    recipe.write_text(yaml.safe_dump(fields))
+    with ray_cluster(num_cpus=3, scratch=tmp_path, environment={}) as cluster:
+        driver = start_driver(recipe, log, cluster.environment)
+
+        def wait_for_trainers(number):
+            def reached():
+                assert driver.poll() is None, log.read_text()[-5000:]
+                return len(trainers(cluster)) == number
+
+            wait_until(reached, 180, f"{number} training processes")
+
+        try:
+            wait_for_checkpoint(tmp_path, 6, driver, log)
+            assert len(trainers(cluster)) == 1
+            added = cluster.add_node(3)
+            wait_for_trainers(2)
+            grown_at = last_checkpoint(tmp_path)
+            wait_for_checkpoint(tmp_path, grown_at + 12, driver, log)
+            kill_tree(added)
+            wait_for_trainers(1)
+            wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 6, driver, log)
+            assert driver.wait(400) == 0, log.read_text()[-5000:]
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+    check_every_sample_once(tmp_path)
+    # The learning rate is that of the step, whoever made it.
+    lines = [json.loads(line) for line in (tmp_path / "runs/exact/metrics.jsonl").read_text().splitlines()]
+    steps = len(surviving_history(tmp_path))
+    assert lines[-1]["step"] == steps
+    for line in lines:
+        expected = learning_rate(line["step"] - 1, steps, OptimConfig(lr=1e-3, warmup_steps=10))
+        assert line["lr"] == pytest.approx(expected)
 
 
 @pytest.mark.timeout(900)
