@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -54,11 +53,25 @@ class RayCluster:
 
     def alive(self) -> int:
         """How many nodes the head knows to be alive."""
+        return len(self._alive_nodes())
+
+    def _alive_nodes(self) -> list[str]:
+        """Ids of the nodes that are alive, in order of their start."""
         from ray._raylet import GcsClient
         from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
         nodes = GcsClient(address=self.address).get_all_node_info().values()
-        return sum(node.state == GcsNodeInfo.ALIVE for node in nodes)
+        alive = [node for node in nodes if node.state == GcsNodeInfo.ALIVE]
+        return [node.node_id.hex() for node in sorted(alive, key=lambda node: node.start_time_ms)]
+
+    def announce_loss(self, number: int, seconds: int) -> None:
+        """Tell the cluster, as a cloud's spot market would, that its n-th node will be taken away."""
+        command = [
+            RAY, "drain-node", "--address", self.address, "--node-id", self._alive_nodes()[number],
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+            "--deadline-remaining-seconds", str(seconds),
+        ]  # fmt: skip
+        subprocess.run(command, env=self.environment, check=True, capture_output=True)
 
 
 def kill_tree(process: subprocess.Popen) -> None:
@@ -121,15 +134,9 @@ def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> It
         wait_until(ready, 90, "the start of a Ray head")
         yield cluster
     finally:
-        for node in cluster.nodes[1:]:
+        for node in reversed(cluster.nodes):
             if node.poll() is None:
                 kill_tree(node)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
         # Ray's own processes leave the head's process group; they are known by the cluster's folder.
         subprocess.run(["pkill", "-9", "-f", f"clip-on-ray-test-{port}"], check=False)
         subprocess.run(["rm", "-rf", f"/tmp/clip-on-ray-test-{port}"], check=False)

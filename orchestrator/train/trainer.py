@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -175,6 +176,9 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
     train = config.train
     use_gpu = uses_gpu(config)
     fewest, most = train.worker_range
+    if fewest < most:
+        # After a node is lost Ray first tries as many workers as before, since the cluster does not yet know.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     filesystem, path = storage.open_location(run.storage_path)
     environment = {} if use_gpu else {"env_vars": CPU_ENVIRONMENT}
     return ray.train.torch.TorchTrainer(

@@ -65,6 +65,16 @@ def write_recipe(root: Path, **train) -> Path:
     return file
 
 
+def write_slow_recipe(root: Path, **train) -> Path:
+    """A model so slow that the run lasts until the cluster has changed; of three CPUs a trainer takes two."""
+    recipe = write_recipe(root, cpus_per_worker=2.0, resize_every_s=2.0, **train)
+    fields = yaml.safe_load(recipe.read_text())
+    fields["model"]["image_size"] = 96
+    fields["model"]["vision"] = {"kind": "vit", "layers": [4], "width": 192, "patch_size": 8, "heads": 3}
+    recipe.write_text(yaml.safe_dump(fields))
+    return recipe
+
+
 def start_driver(recipe: Path, log: Path, environment: dict[str, str], *options: str) -> subprocess.Popen:
     command = [sys.executable, str(REPOSITORY / "jobs/pretrain.py"), "--config", str(recipe), *options]
     with log.open("ab") as out:
@@ -174,13 +184,7 @@ def test_every_sample_once_whatever_is_killed(tmp_path):
 
 @pytest.mark.timeout(900)
 def test_a_run_grows_onto_a_new_node_and_shrinks_when_it_is_lost(tmp_path):
-    """Each node has room for one trainer and a reading task."""
-    recipe = write_recipe(tmp_path, num_workers="1..3", cpus_per_worker=2.0, resize_every_s=2.0)
-    log, fields = tmp_path / "driver.log", yaml.safe_load(recipe.read_text())
-    # A model so slow that the run lasts until the cluster has changed twice.
-    fields["model"]["image_size"] = 96
-    fields["model"]["vision"] = {"kind": "vit", "layers": [3], "width": 192, "patch_size": 8, "heads": 3}
-    recipe.write_text(yaml.safe_dump(fields))
+    recipe, log = write_slow_recipe(tmp_path, num_workers="1..3"), tmp_path / "driver.log"
     with ray_cluster(num_cpus=3, scratch=tmp_path, environment={}) as cluster:
         driver = start_driver(recipe, log, cluster.environment)
 
@@ -213,6 +217,33 @@ def test_a_run_grows_onto_a_new_node_and_shrinks_when_it_is_lost(tmp_path):
     for line in lines:
         expected = learning_rate(line["step"] - 1, steps, OptimConfig(lr=1e-3, warmup_steps=10))
         assert line["lr"] == pytest.approx(expected)
+
+
+@pytest.mark.timeout(900)
+def test_a_notice_that_a_node_will_be_taken_away_brings_a_checkpoint(tmp_path):
+    recipe, log = write_slow_recipe(tmp_path, num_workers="1..2", checkpoint_every=1000), tmp_path / "driver.log"
+    with ray_cluster(num_cpus=3, scratch=tmp_path, environment={}) as cluster:
+        added = cluster.add_node(3)
+        driver = start_driver(recipe, log, cluster.environment)
+
+        def said(words):
+            assert driver.poll() is None, log.read_text()[-5000:]
+            return words in log.read_text()
+
+        try:
+            wait_until(lambda: said("step "), 180, "the first steps")
+            assert len(trainers(cluster)) == 2
+            cluster.announce_loss(cluster.nodes.index(added), seconds=600)
+            wait_until(lambda: said("1 node(s) will be taken away in "), 60, "the notice")
+            wait_until(lambda: last_checkpoint(tmp_path), 60, "the checkpoint")
+            kill_tree(added)
+            assert driver.wait(400) == 0, log.read_text()[-5000:]
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+    check_every_sample_once(tmp_path)
+    # Nothing was trained on twice but what came after that checkpoint: its trace is part of the history.
+    assert len(list((tmp_path / "runs/exact/trace").glob("step_*.jsonl"))) == 2
 
 
 @pytest.mark.timeout(900)
