@@ -7,6 +7,7 @@ What a sample becomes (crop, caption) is drawn from a generator of its own, so i
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
     from orchestrator.model.tokenizer import Tokenizer
 
-# Reading tasks of a run, at most: beyond that a task reads several units, so that the plan of a long run stays small.
-MAX_TASKS = 4000
+# Reading tasks of a run, at most: beyond that a task reads several units. Ray Data describes each task before the first
+# one starts, which takes a millisecond a task, at every start of the workers.
+MAX_TASKS = 2000
 # Decoded bytes of a block. Large enough that moving a block costs little beside decoding it.
 BLOCK_BYTES = 32 << 20
 
@@ -214,17 +216,18 @@ class _Block:
 
 
 class ReadUnits:
-    """What a reading task runs over its rows of units."""
+    """What a reading task runs over its row, the number of its part of the units."""
 
-    def __init__(self, reader: Any, units: Any, rejects: Any):
-        self._reader_ref, self._units_ref, self._rejects = reader, units, rejects
+    def __init__(self, reader: Any, parts: Any, rejects: Any):
+        self._reader_ref, self._parts_ref, self._rejects = reader, parts, rejects
 
     def __call__(self, rows: dict[str, np.ndarray]) -> Iterable[dict[str, np.ndarray]]:
         import ray
 
-        reader, units = ray.get([self._reader_ref, self._units_ref])
+        reader, parts = ray.get([self._reader_ref, self._parts_ref])
         for number in rows["id"].tolist():
-            yield from reader.read_unit(units[number], self._report)
+            for unit in parts[number]:
+                yield from reader.read_unit(unit, self._report)
 
     def _report(self, rejects: Sequence[Reject]) -> None:
         import ray
@@ -283,8 +286,10 @@ def make_dataset(
         config.run.storage_patience_s,
     )
     # Shared through the object store: a task's own description stays small.
-    read = ReadUnits(ray.put(reader), ray.put(units), rejects)
-    dataset = ray.data.range(len(units), override_num_blocks=min(len(units), MAX_TASKS)).map_batches(
+    bounds = np.linspace(0, len(units), min(len(units), MAX_TASKS) + 1).astype(int)
+    parts = [units[start:stop] for start, stop in itertools.pairwise(bounds)]
+    read = ReadUnits(ray.put(reader), ray.put(parts), rejects)
+    dataset = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
         read.__call__, batch_size=None, num_cpus=config.data.cpus_per_reader, zero_copy_batch=True
     )
     # A block is passed on as the reader made it, rather than joined with others to Ray's 128 MB.

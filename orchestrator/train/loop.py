@@ -30,7 +30,6 @@ from orchestrator.data.rejects import RejectLimitExceeded
 from orchestrator.inference.model_directory import save_model
 from orchestrator.model.clip import CLIP
 from orchestrator.model.compiler import missing_for_compile
-from orchestrator.model.scaling import count_flops
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.checkpoint import CheckpointStore, Snapshot, TrainState, restore_tensors, snapshot_tensors
 from orchestrator.train.checkpoint_writer import CheckpointWriter
@@ -60,6 +59,7 @@ class Job:
     manifest : the shards
     tokenizer, transform : saved with the model
     total_steps : optimiser steps of the whole run
+    flops_a_pair : floating point operations of a forward and backward pass
     board : actor handle of the RunBoard
     rejects : actor handle of the RejectActor
     card : text of the model card
@@ -71,6 +71,7 @@ class Job:
     tokenizer: Tokenizer
     transform: ImageTransform
     total_steps: int
+    flops_a_pair: float
     board: Any
     rejects: Any
     card: str
@@ -137,8 +138,7 @@ class _Worker:
         self.notice = PreemptionNotice()
         if self.rank == 0:
             job.board.placed.remote(self.world_size)
-        flops = count_flops(config.model)
-        self.meter = Meter(3 * (flops.image + flops.text), self.world_size, self.device)
+        self.meter = Meter(job.flops_a_pair, self.world_size, self.device)
 
     def _patiently(self, action: Callable[[], Any]) -> Any:
         return storage.patiently(action, self.job.config.run.storage_patience_s)

@@ -23,6 +23,7 @@ from orchestrator.data.manifest import Manifest, Shard, inspect_shard
 from orchestrator.data.pipeline import image_transform, make_dataset
 from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
+from orchestrator.model.scaling import count_flops
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.cluster import explain_waiting, uses_gpu
 from orchestrator.train.loop import Job, train_worker
@@ -106,6 +107,8 @@ def pretrain(config: Config, display: type[ProgressDisplay] = ProgressDisplay) -
         tokenizer=tokenizer,
         transform=image_transform(config),
         total_steps=total_steps,
+        # The backward pass does twice the work of the forward pass.
+        flops_a_pair=3 * sum(dataclasses.astuple(count_flops(config.model))),
         board=board,
         rejects=rejects,
         card=model_card(config, manifest),
