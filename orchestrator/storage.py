@@ -15,6 +15,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -97,6 +98,19 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow filesystem of a URI and the path in it."""
     scheme, path = split(uri)
     return _filesystem(scheme, _environment_key()), path
+
+
+def absolute(uri: str) -> str:
+    """A URI that means the same in every process.
+
+    A relative path is taken from the working directory; in a submitted job, whose working directory Ray throws away,
+    from the home directory.
+    """
+    if "://" in uri:
+        return uri
+    here = Path.cwd()
+    base = Path.home() if "/runtime_resources/" in str(here) else here
+    return os.path.abspath(base / Path(uri).expanduser())
 
 
 def join(uri: str, *parts: str) -> str:

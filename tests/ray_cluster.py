@@ -28,12 +28,16 @@ class RayCluster:
     dashboard : URL that jobs are submitted to
     environment : of the processes that use it
     nodes : the processes that run its nodes, the head first
+    metrics : URL of the head's metrics, for Prometheus
+    temporary : its folder of logs and sockets
     """
 
     address: str
     dashboard: str
     environment: dict[str, str]
     nodes: list[subprocess.Popen]
+    metrics: str
+    temporary: Path
 
     def add_node(self, num_cpus: int) -> subprocess.Popen:
         """Join another node and wait until it is there; it ends with the cluster."""
@@ -105,7 +109,7 @@ def wait_until(condition, timeout_s: float, what: str):
 @contextlib.contextmanager
 def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> Iterator[RayCluster]:
     """Start a head with a dashboard, yield it, and end just what was started."""
-    port, dashboard_port = free_port(), free_port()
+    port, dashboard_port, metrics_port = free_port(), free_port(), free_port()
     full = {**os.environ, **environment, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     full.pop("RAY_ADDRESS", None)
     log = scratch / "head.log"
@@ -114,12 +118,20 @@ def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> It
         RAY, "start", "--head", "--block", f"--port={port}", f"--num-cpus={num_cpus}", "--node-ip-address=127.0.0.1",
         "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
         f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+        f"--metrics-export-port={metrics_port}",
         f"--temp-dir=/tmp/clip-on-ray-test-{port}", "--object-store-memory=500000000",
     ]  # fmt: skip
     with log.open("wb") as out:
         head = subprocess.Popen(command, env=full, stdout=out, stderr=out, start_new_session=True)
     url = f"http://127.0.0.1:{dashboard_port}"
-    cluster = RayCluster(f"127.0.0.1:{port}", url, {**full, "RAY_ADDRESS": f"127.0.0.1:{port}"}, [head])
+    cluster = RayCluster(
+        f"127.0.0.1:{port}",
+        url,
+        {**full, "RAY_ADDRESS": f"127.0.0.1:{port}"},
+        [head],
+        f"http://127.0.0.1:{metrics_port}/metrics",
+        Path(f"/tmp/clip-on-ray-test-{port}"),
+    )
 
     def ready() -> bool:
         if head.poll() is not None:

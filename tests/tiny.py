@@ -27,10 +27,10 @@ def tiny_model(vocab_size: int, kind: str = "resnet", vision: VisionConfig | Non
     )
 
 
-def save_tiny(uri: str, kind: str = "resnet", vision: VisionConfig | None = None) -> CLIP:
+def save_tiny(uri: str, kind: str = "resnet", vision: VisionConfig | None = None, seed: int = 0) -> CLIP:
     """Write a model directory of random weights and return what went into it."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer.vocab_size, kind, vision)
+    model = tiny_model(tokenizer.vocab_size, kind, vision, seed)
     # Batch statistics unlike the initial ones, so that losing them would show.
     model.train()
     with torch.no_grad():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError
-from orchestrator.inference import Embedder, zero_shot_classifier
+from orchestrator.inference import Embedder, class_probabilities, zero_shot_classifier
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def zero_shot(embedder: Embedder, dataset: EvaluationSet, batch_size: int, examp
     while batch := list(itertools.islice(samples, batch_size)):
         image_N3RR = np.stack([embedder.transform.evaluate(sample.image) for sample in batch])
         cosine_NC = embedder.embed_images(image_N3RR) @ weights_CD.T
-        probability_NC = torch.softmax(embedder.logit_scale * cosine_NC, dim=-1)
+        probability_NC = class_probabilities(cosine_NC, embedder.logit_scale, embedder.logit_bias)
         best_probability_NK, best_NK = probability_NC.topk(kept, dim=-1)
         label_N1 = torch.tensor([[sample.label] for sample in batch])
         hit_NK = best_NK == label_N1

@@ -5,6 +5,11 @@ Shapes: N pictures or texts, R image side, D embedding.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import json
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,8 +30,8 @@ class Embedder:
 
     def __init__(self, uri: str, device: str | torch.device = "cpu", batch_size: int = 256):
         directory = read_model(uri)
-        # Filled and bounded by zero_shot_classifier: (class names, templates) -> weights (C, D).
-        self.classifiers: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        # Filled and bounded by zero_shot_classifier: (names of each class, templates) -> weights (C, D).
+        self.classifiers: dict[tuple[tuple[tuple[str, ...], ...], tuple[str, ...]], Tensor] = {}
         self.uri = uri
         self.device = torch.device(device)
         self.batch_size = batch_size
@@ -39,6 +44,22 @@ class Embedder:
     def logit_scale(self) -> float:
         """The multiplier that turns cosine similarities into logits."""
         return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The bias of a model that was trained with the sigmoid objective; None for the others."""
+        return float(self.model.logit_bias.detach()) if self.model.config.objective == "sigmoid" else None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that name what the model computes: its sizes, weights and vocabulary."""
+        content = hashlib.sha256(json.dumps(dataclasses.asdict(self.model.config)).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            content.update(name.encode())
+            content.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        content.update(json.dumps(self.transform.to_dict(), sort_keys=True).encode())
+        content.update(self.tokenizer.fingerprint.encode())
+        return content.hexdigest()[:16]
 
     @torch.inference_mode()
     def embed_images(self, image_N3RR: np.ndarray) -> Tensor:

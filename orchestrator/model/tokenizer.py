@@ -182,6 +182,11 @@ class Tokenizer:
             self._backend = _backend(list(released_merges()))
         return self._backend
 
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that name the vocabulary."""
+        return hashlib.sha256(repr(self.__getstate__()).encode()).hexdigest()
+
     def __getstate__(self) -> tuple[str | None, int]:
         return (None if self._package is not None else self._made_backend().to_str(), self.context_length)
 

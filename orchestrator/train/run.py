@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,6 @@ from orchestrator.train.checkpoint import CheckpointStore
 FIXED = ("model", "tokenizer", "run.seed", "train.global_batch")
 
 
-def absolute_storage_path(storage_path: str) -> str:
-    """A storage path that means the same in every process.
-
-    A relative path is taken from the working directory; in a submitted job, whose working directory Ray throws away,
-    from the home directory.
-    """
-    if "://" in storage_path:
-        return storage_path
-    here = Path.cwd()
-    base = Path.home() if "/runtime_resources/" in str(here) else here
-    return os.path.abspath(base / Path(storage_path).expanduser())
-
-
 class RunDirectory:
     """The folder of one run.
 
@@ -50,7 +36,7 @@ class RunDirectory:
     """
 
     def __init__(self, config: Config):
-        self.storage_path = absolute_storage_path(config.run.storage_path)
+        self.storage_path = storage.absolute(config.run.storage_path)
         self.uri = storage.join(self.storage_path, config.run.name)
 
     def path(self, name: str) -> str:

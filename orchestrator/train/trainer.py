@@ -29,7 +29,7 @@ from orchestrator.train.cluster import explain_waiting, uses_gpu
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
 from orchestrator.train.progress import ProgressDisplay, RunBoard
-from orchestrator.train.run import RunDirectory, absolute_storage_path
+from orchestrator.train.run import RunDirectory
 from orchestrator.train.start import check_start
 from orchestrator.train.trackers import check_trackers
 
@@ -78,7 +78,7 @@ def pretrain(config: Config, display: type[ProgressDisplay] = ProgressDisplay) -
         return run
     if config.train.init:
         config = dataclasses.replace(
-            config, train=dataclasses.replace(config.train, init=absolute_storage_path(config.train.init))
+            config, train=dataclasses.replace(config.train, init=storage.absolute(config.train.init))
         )
     manifest, tokenizer = _open_data(config, run)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))

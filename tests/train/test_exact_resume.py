@@ -19,10 +19,12 @@ import psutil
 import pytest
 import torch
 import yaml
+from gate import gate_before
 from ray_cluster import REPOSITORY, RayCluster, kill_tree, ray_cluster, wait_until
 from safetensors.torch import load_file
 from shapes import pairs
 
+from orchestrator import storage
 from orchestrator.config import OptimConfig
 from orchestrator.data.shard_writers import ShardWriter
 from orchestrator.train.optim import learning_rate
@@ -30,22 +32,26 @@ from orchestrator.train.optim import learning_rate
 SAMPLES, SHARDS, BAD = 1997, 7, 5
 
 
-def write_recipe(root: Path, **train) -> Path:
-    """Shards of unequal length with some bad pictures, and a recipe that reads them."""
+def write_recipe(root: Path, data: str = "", **train) -> Path:
+    """Shards of unequal length with some bad pictures, and a recipe that reads them and runs beside them.
+
+    They lie in `root`, or where `data` says.
+    """
+    data = data or str(root)
     rng = np.random.default_rng(0)
     samples = pairs(SAMPLES, seed=0)
     bad = set(rng.permutation(SAMPLES)[:BAD].tolist())
     bounds = [0, *sorted(rng.choice(SAMPLES - 1, SHARDS - 1, replace=False) + 1), SAMPLES]
     for shard in range(SHARDS):
-        with ShardWriter(str(root / "train" / f"{shard}.tar")) as writer:
+        with ShardWriter(f"{data}/train/{shard}.tar") as writer:
             for number in range(bounds[shard], bounds[shard + 1]):
                 image, caption, _ = samples[number]
-                data = image[: len(image) // 2] if number in bad else image
-                writer.write(f"{number:07d}", {"jpg": data, "txt": caption.encode()})
+                jpeg = image[: len(image) // 2] if number in bad else image
+                writer.write(f"{number:07d}", {"jpg": jpeg, "txt": caption.encode()})
     recipe = {
-        "run": {"name": "exact", "storage_path": str(root / "runs")},
+        "run": {"name": "exact", "storage_path": f"{data}/runs"},
         "data": {
-            "train": [str(root / "train" / "*.tar")], "interleave": 2, "shuffle_buffer": 100, "cpus_per_reader": 0.5,
+            "train": [f"{data}/train/*.tar"], "interleave": 2, "shuffle_buffer": 100, "cpus_per_reader": 0.5,
         },
         "tokenizer": {"kind": "trained", "vocab_size": 530},
         "model": {
@@ -94,10 +100,10 @@ def wait_for_checkpoint(root: Path, step: int, driver: subprocess.Popen, log: Pa
     wait_until(reached, 180, f"a checkpoint at step {step}")
 
 
-def trainers(cluster: RayCluster) -> list[psutil.Process]:
+def trainers(nodes: list[subprocess.Popen]) -> list[psutil.Process]:
     """The training processes of a cluster, on whatever node."""
     found = []
-    for node in cluster.nodes:
+    for node in nodes:
         if node.poll() is None:
             for process in psutil.Process(node.pid).children(recursive=True):
                 try:
@@ -113,19 +119,21 @@ def node_of(process: psutil.Process, cluster: RayCluster) -> subprocess.Popen:
     return next(node for node in cluster.nodes if node.pid in above)
 
 
-def surviving_history(root: Path) -> list[dict]:
-    lines = [
-        json.loads(line)
-        for file in sorted((root / "runs/exact/trace").glob("step_*.jsonl"))
-        for line in file.read_text().splitlines()
-    ]
+def read_lines(run: str, name: str) -> list[dict]:
+    return [json.loads(line) for line in storage.read_bytes(f"{run}/{name}").decode().splitlines()]
+
+
+def surviving_history(run: str) -> list[dict]:
+    traces = [uri.rpartition("/")[2] for uri in storage.list_dir(f"{run}/trace")]
+    lines = [line for name in traces for line in read_lines(run, f"trace/{name}")]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return lines
 
 
-def check_every_sample_once(root: Path) -> None:
-    manifest = json.loads((root / "runs/exact/manifest.json").read_text())["shards"]
-    rejects = [json.loads(line) for line in (root / "runs/exact/rejects.jsonl").read_text().splitlines()]
+def check_every_sample_once(root: Path | str) -> None:
+    run = f"{root}/runs/exact"
+    manifest = json.loads(storage.read_bytes(f"{run}/manifest.json"))["shards"]
+    rejects = read_lines(run, "rejects.jsonl")
     uris = [shard["uri"] for shard in manifest]
     bad = {(uris.index(reject["shard"]), reject["index"]) for reject in rejects}
     assert len(bad) == len(rejects) == BAD
@@ -137,14 +145,14 @@ def check_every_sample_once(root: Path) -> None:
         if (shard, index) not in bad
     }
     assert len(expected) == 2 * (SAMPLES - BAD)
-    history = surviving_history(root)
+    history = surviving_history(run)
     found = Counter(tuple(sample) for line in history for sample in line["samples"])
     assert {sample: count for sample, count in found.items() if count > 1} == {}
     assert set(found) == expected
     # The global batch holds whatever the number of workers; only the last two steps share what is left.
     assert all(len(line["samples"]) == 17 for line in history[:-2])
     assert all(8 <= len(line["samples"]) <= 17 for line in history[-2:])
-    assert (root / "runs/exact/final/model.safetensors").exists()
+    assert storage.exists(f"{run}/final/model.safetensors")
 
 
 @pytest.mark.timeout(900)
@@ -159,9 +167,9 @@ def test_every_sample_once_whatever_is_killed(tmp_path):
         try:
             for _ in range(2):
                 wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + int(rng.integers(6, 30)), driver, log)
-                rng.choice(wait_until(lambda: trainers(cluster), 60, "training processes")).kill()
+                rng.choice(wait_until(lambda: trainers(cluster.nodes), 60, "training processes")).kill()
             wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 12, driver, log)
-            used = [node_of(process, cluster) for process in trainers(cluster)]
+            used = [node_of(process, cluster) for process in trainers(cluster.nodes)]
             kill_tree(next((node for node in used if node is not cluster.nodes[0]), cluster.nodes[1]))
             wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 12, driver, log)
             os.kill(driver.pid, signal.SIGKILL)
@@ -171,7 +179,7 @@ def test_every_sample_once_whatever_is_killed(tmp_path):
 
             driver = start_driver(recipe, log, cluster.environment, "--train.num_workers", "3", "--run.resume", "must")
             wait_for_checkpoint(tmp_path, max(middle, SAMPLES // 17) + int(rng.integers(6, 30)), driver, log)
-            rng.choice(wait_until(lambda: trainers(cluster), 60, "training processes")).kill()
+            rng.choice(wait_until(lambda: trainers(cluster.nodes), 60, "training processes")).kill()
             assert driver.wait(400) == 0, log.read_text()[-5000:]
         finally:
             if driver.poll() is None:
@@ -191,13 +199,13 @@ def test_a_run_grows_onto_a_new_node_and_shrinks_when_it_is_lost(tmp_path):
         def wait_for_trainers(number):
             def reached():
                 assert driver.poll() is None, log.read_text()[-5000:]
-                return len(trainers(cluster)) == number
+                return len(trainers(cluster.nodes)) == number
 
             wait_until(reached, 180, f"{number} training processes")
 
         try:
             wait_for_checkpoint(tmp_path, 6, driver, log)
-            assert len(trainers(cluster)) == 1
+            assert len(trainers(cluster.nodes)) == 1
             added = cluster.add_node(3)
             wait_for_trainers(2)
             grown_at = last_checkpoint(tmp_path)
@@ -211,8 +219,8 @@ def test_a_run_grows_onto_a_new_node_and_shrinks_when_it_is_lost(tmp_path):
                 driver.kill()
     check_every_sample_once(tmp_path)
     # The learning rate is that of the step, whoever made it.
-    lines = [json.loads(line) for line in (tmp_path / "runs/exact/metrics.jsonl").read_text().splitlines()]
-    steps = len(surviving_history(tmp_path))
+    lines = read_lines(f"{tmp_path}/runs/exact", "metrics.jsonl")
+    steps = len(surviving_history(f"{tmp_path}/runs/exact"))
     assert lines[-1]["step"] == steps
     for line in lines:
         expected = learning_rate(line["step"] - 1, steps, OptimConfig(lr=1e-3, warmup_steps=10))
@@ -232,7 +240,7 @@ def test_a_notice_that_a_node_will_be_taken_away_brings_a_checkpoint(tmp_path):
 
         try:
             wait_until(lambda: said("step "), 180, "the first steps")
-            assert len(trainers(cluster)) == 2
+            assert len(trainers(cluster.nodes)) == 2
             cluster.announce_loss(cluster.nodes.index(added), seconds=600)
             wait_until(lambda: said("1 node(s) will be taken away in "), 60, "the notice")
             wait_until(lambda: last_checkpoint(tmp_path), 60, "the checkpoint")
@@ -244,6 +252,36 @@ def test_a_notice_that_a_node_will_be_taken_away_brings_a_checkpoint(tmp_path):
     check_every_sample_once(tmp_path)
     # Nothing was trained on twice but what came after that checkpoint: its trace is part of the history.
     assert len(list((tmp_path / "runs/exact/trace").glob("step_*.jsonl"))) == 2
+
+
+@pytest.mark.timeout(900)
+def test_object_storage_out_of_reach_for_a_while_loses_nothing(tmp_path, s3):
+    """Shards and run lie in a bucket that goes away twice: when reading begins and when checkpoints are written."""
+    recipe, log = write_recipe(tmp_path, data=s3.uri("exact")), tmp_path / "driver.log"
+    with gate_before(s3.endpoint) as gate:
+        environment = {**os.environ, "AWS_ENDPOINT_URL": gate.endpoint}
+        environment.pop("RAY_ADDRESS", None)
+        driver = start_driver(recipe, log, environment)
+
+        def go_away_when(condition, what):
+            def reached():
+                assert driver.poll() is None, log.read_text()[-5000:]
+                return condition()
+
+            wait_until(reached, 180, what)
+            gate.shut()
+            refused = gate.refused
+            wait_until(lambda: gate.refused >= refused + 12, 120, "tries to reach the bucket")
+            gate.open()
+
+        try:
+            go_away_when(lambda: trainers([driver]), "training processes")
+            go_away_when(lambda: "step " in log.read_text(), "the first steps")
+            assert driver.wait(400) == 0, log.read_text()[-5000:]
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+    check_every_sample_once(s3.uri("exact"))
 
 
 @pytest.mark.timeout(900)

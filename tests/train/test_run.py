@@ -13,7 +13,7 @@ from orchestrator.cli import to_yaml
 from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.train.metrics import MetricsWriter
-from orchestrator.train.run import RunDirectory, absolute_storage_path
+from orchestrator.train.run import RunDirectory
 
 MANIFEST = Manifest([Shard("s3://bucket/0.tar", 10, "etag", 0, 3)])
 
@@ -73,13 +73,13 @@ def test_another_model_under_the_same_name_is_refused_and_more_epochs_are_not(tm
 
 def test_relative_paths_mean_the_same_in_every_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert absolute_storage_path("runs") == str(tmp_path / "runs")
-    assert absolute_storage_path("s3://bucket/runs") == "s3://bucket/runs"
-    assert absolute_storage_path("~/runs") == str(Path.home() / "runs")
+    assert storage.absolute("runs") == str(tmp_path / "runs")
+    assert storage.absolute("s3://bucket/runs") == "s3://bucket/runs"
+    assert storage.absolute("~/runs") == str(Path.home() / "runs")
     submitted = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     submitted.mkdir(parents=True)
     monkeypatch.chdir(submitted)
-    assert absolute_storage_path("runs") == str(Path.home() / "runs")
+    assert storage.absolute("runs") == str(Path.home() / "runs")
 
 
 def test_steps_that_are_made_again_are_not_recorded_twice(tmp_path):
