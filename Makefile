@@ -20,6 +20,8 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp  ## each prints a table of this project beside a peer
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/model.py
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/recovery.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
