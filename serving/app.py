@@ -45,7 +45,7 @@ def _encoder(kind: type, name: str, settings: Settings, resources: dict[str, Any
     return serve.deployment(
         name=f"{kind.__name__}-{name}",
         ray_actor_options=resources,
-        user_config={"batch_size": settings.batch_size, "batch_wait_s": settings.batch_wait_s},
+        user_config={"batch_size": settings.batch_size, "batch_wait_s": 0.0},
         max_ongoing_requests=4 * settings.batch_size,
         max_queued_requests=16 * settings.batch_size,
     )(kind)

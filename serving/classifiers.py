@@ -9,6 +9,7 @@ Shapes: C classes, D embedding.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import logging
@@ -45,10 +46,14 @@ class Words:
     classes: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...]
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """64 hex digits that name them."""
+        return hashlib.sha256(json.dumps([self.classes, self.templates]).encode()).hexdigest()
+
     def key(self, fingerprint: str) -> str:
         """32 hex digits that name the weights which a model makes of them."""
-        content = json.dumps([fingerprint, self.classes, self.templates])
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{fingerprint} {self.digest}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

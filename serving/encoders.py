@@ -6,21 +6,22 @@ Shapes: N pictures or texts of a call, R image side, D embedding.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
 from orchestrator.inference import Embedder
+from serving.together import Together
 
+# Inputs that a core takes at a time; more are hardly faster.
+PIECE = 8
 BATCH_SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
-
-
-def _count(batch: list[Any]) -> int:
-    return sum(len(inputs) for inputs in batch)
 
 
 class _Encoder:
@@ -36,8 +37,11 @@ class _Encoder:
     KIND = ""
 
     def __init__(self, name: str, uri: str, hardware: str):
-        torch.set_num_threads(os.cpu_count() or 1)
         self.embedder = Embedder(uri, "cuda" if hardware == "gpu" else "cpu")
+        self._threads = os.cpu_count() or 1
+        self._lanes = self._threads if hardware == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="tower")
+        self._together = Together(self._pass, size=1, ahead=1)  # until Serve calls reconfigure
         self._tags = {"model": name}
         self._sizes = Histogram(
             f"clip_{self.KIND}_batch_size", f"{self.KIND}s in one forward pass", BATCH_SIZES, ("model",)
@@ -45,7 +49,7 @@ class _Encoder:
         self._encoded = Counter(f"clip_{self.KIND}s_encoded", f"{self.KIND}s through the tower", ("model",))
         # The first pass allocates and chooses kernels; a replica without it would be slow to its first caller. Nothing
         # is served by a model that gives no finite numbers.
-        if not np.isfinite(self._run([self.probe()])[0]).all():
+        if not np.isfinite(self._run([self.probe()])).all():
             raise RuntimeError(f"{uri}: the model's embedding of a test input is not finite; it cannot be served")
 
     def describe(self) -> dict[str, Any]:
@@ -64,27 +68,41 @@ class _Encoder:
 
     def reconfigure(self, options: dict[str, Any]) -> None:
         """Batch size and wait, which an operator may change while the replica runs."""
-        self._batch_size = int(options["batch_size"])
-        self._batched.set_max_batch_size(self._batch_size)  # type: ignore[attr-defined]
-        self._batched.set_batch_wait_timeout_s(float(options["batch_wait_s"]))  # type: ignore[attr-defined]
+        self._together.size, self._together.wait_s = int(options["batch_size"]), float(options["batch_wait_s"])
 
     async def embed(self, inputs: Any) -> tuple[str, np.ndarray]:
         """The model's fingerprint and unit-length embeddings, float32 (N, D)."""
-        size = self._batch_size
-        parts = [inputs[start : start + size] for start in range(0, len(inputs), size)]
-        embeddings = await asyncio.gather(*(self._batched(part) for part in parts))  # type: ignore[attr-defined]
-        return self.embedder.fingerprint, np.concatenate(embeddings)
+        return self.embedder.fingerprint, np.stack(await self._together(inputs))
 
-    async def _pass(self, batch: list[Any]) -> list[np.ndarray]:
-        size = _count(batch)
-        self._sizes.observe(size, dict(self._tags))  # Serve adds to what it is given.
-        self._encoded.inc(size, dict(self._tags))
+    async def _pass(self, batch: list[Any]) -> np.ndarray:
+        self._sizes.observe(len(batch), dict(self._tags))  # Serve adds to what it is given.
+        self._encoded.inc(len(batch), dict(self._tags))
         return await asyncio.to_thread(self._run, batch)
 
-    def _run(self, batch: list[Any]) -> list[np.ndarray]:
+    def _run(self, batch: list[Any]) -> np.ndarray:
+        """Embeddings (N, D) of a batch."""
+        lanes = min(self._lanes, len(batch))
+        if lanes == 1:
+            return self._embed_with(self._threads, batch)
+        # Cores that work on inputs of their own wait for each other once, not at every layer, and share their time
+        # better with what brings the inputs; of small pieces, none has much to do when the other is done.
+        pieces = lanes * math.ceil(len(batch) / lanes / PIECE)
+        cuts = [len(batch) * place // pieces for place in range(pieces + 1)]
+        parts = [batch[start:end] for start, end in itertools.pairwise(cuts) if end > start]
+        threads = itertools.repeat(max(1, self._threads // lanes))
+        return np.concatenate(list(self._pool.map(self._embed_with, threads, parts)))
+
+    def _embed_with(self, threads: int, inputs: list[Any]) -> np.ndarray:
+        if self.embedder.device.type == "cpu":
+            torch.set_num_threads(threads)
+        return self.forward(inputs).numpy()
+
+    def forward(self, inputs: list[Any]) -> torch.Tensor:
+        """Unit-length embeddings (N, D)."""
         raise NotImplementedError
 
     def probe(self) -> Any:
+        """An input to try the model with."""
         raise NotImplementedError
 
 
@@ -93,17 +111,12 @@ class ImageEncoder(_Encoder):
 
     KIND = "image"
 
-    @serve.batch(batch_size_fn=_count)
-    async def _batched(self, batch: list[np.ndarray]) -> list[np.ndarray]:
-        return await self._pass(batch)
-
-    def _run(self, batch: list[np.ndarray]) -> list[np.ndarray]:
-        embedding_ND = self.embedder.embed_images(batch[0] if len(batch) == 1 else np.concatenate(batch)).numpy()
-        return np.split(embedding_ND, np.cumsum([len(inputs) for inputs in batch])[:-1])
+    def forward(self, inputs: list[np.ndarray]) -> torch.Tensor:
+        return self.embedder.embed_images(np.stack(inputs))
 
     def probe(self) -> np.ndarray:
         side = self.embedder.model.config.image_size
-        return np.zeros((1, 3, side, side), np.uint8)
+        return np.zeros((3, side, side), np.uint8)
 
 
 class TextEncoder(_Encoder):
@@ -111,13 +124,8 @@ class TextEncoder(_Encoder):
 
     KIND = "text"
 
-    @serve.batch(batch_size_fn=_count)
-    async def _batched(self, batch: list[list[str]]) -> list[np.ndarray]:
-        return await self._pass(batch)
+    def forward(self, inputs: list[str]) -> torch.Tensor:
+        return self.embedder.embed_texts(inputs)
 
-    def _run(self, batch: list[list[str]]) -> list[np.ndarray]:
-        embedding_ND = self.embedder.embed_texts([text for texts in batch for text in texts]).numpy()
-        return np.split(embedding_ND, np.cumsum([len(inputs) for inputs in batch])[:-1])
-
-    def probe(self) -> list[str]:
-        return ["a photo"]
+    def probe(self) -> str:
+        return "a photo"

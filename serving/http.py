@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -45,8 +44,8 @@ def make_app(service: Ingress) -> FastAPI:
     if service.settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=service.settings.cors_origins, allow_methods=["*"],
                            allow_headers=["authorization", "content-type"])  # fmt: skip
-    app.add_middleware(BodyLimit, limit=limits.images * (limits.image_bytes * 4 // 3 + 1024) + (1 << 20))
-    app.middleware("http")(_watched(service))
+    body_bytes = limits.images * (limits.image_bytes * 4 // 3 + 1024) + (1 << 20)
+    app.add_middleware(Watch, service=service, body_bytes=body_bytes)
     for kind in (RequestError, RequestValidationError, HTTPException, Exception):
         app.exception_handler(kind)(_answer_error)
 
@@ -65,30 +64,12 @@ def make_app(service: Ingress) -> FastAPI:
         models = await service.models()
         for name, described in models.items():
             side = described["image_size"]
-            embedding_ND = await service.embed(name, "image", np.zeros((1, 3, side, side), np.uint8))
+            embedding_ND = await service.embed(name, "image", [np.zeros((3, side, side), np.uint8)])
             if not math.isclose(float(np.linalg.norm(embedding_ND)), 1.0, rel_tol=1e-3):
                 raise RequestError(503, "model", f"model {name!r} gives no embedding of unit length")
         return {"status": "ok", "models": sorted(models)}
 
     return app
-
-
-def _watched(service: Ingress) -> Callable[..., Awaitable[Response]]:
-    """Give up what takes too long, and count outcomes by route."""
-
-    async def watch(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        try:
-            async with asyncio.timeout(service.settings.limits.request_s):
-                response = await call_next(request)
-        except TimeoutError:
-            seconds = service.settings.limits.request_s
-            response = _error(RequestError(504, "", f"no answer within {seconds:g} s; send fewer pictures or classes"))
-        route = request.scope.get("route")
-        handler = getattr(route, "path", "other")
-        service.requests.inc(1, {"handler": handler, "status": str(response.status_code)})
-        return response
-
-    return watch
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
@@ -113,37 +94,60 @@ def _error(error: RequestError) -> JSONResponse:
     return JSONResponse({"error": error.body()}, error.status, headers)
 
 
-class BodyLimit:
-    """Refuses a request body that is longer than any good one, as soon as that is known.
+class Watch:
+    """Bounds a request's bytes and its time, and counts outcomes by route.
 
     Parameters
     ----------
     app : ASGI application
-    limit : bytes
+    service : told of outcomes
+    body_bytes : longer than any good request
     """
 
-    def __init__(self, app: Any, limit: int):
-        self._app, self._limit = app, limit
+    def __init__(self, app: Any, service: Ingress, body_bytes: int):
+        self._app, self._service, self._body_bytes = app, service, body_bytes
+        self._seconds = service.settings.limits.request_s
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._limit:
-            await self._refuse(scope, receive, send)
-            return
+        status = 0
+
+        async def sent(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._seconds):
+                declared = dict(scope["headers"]).get(b"content-length", b"0")
+                if declared.isdigit() and int(declared) > self._body_bytes:
+                    await _error(self._too_long())(scope, receive, sent)
+                else:
+                    await self._app(scope, self._counted(receive), sent)
+        except TimeoutError:
+            if status:
+                raise
+            late = RequestError(504, "", f"no answer within {self._seconds:g} s; send fewer pictures or classes")
+            await _error(late)(scope, receive, sent)
+        finally:
+            handler = getattr(scope.get("route"), "path", "other")
+            self._service.requests.inc(1, {"handler": handler, "status": str(status or 500)})
+
+    def _counted(self, receive: Any) -> Any:
         received = 0
 
         async def counted() -> Any:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise RequestError(413, "", f"the request has more than {self._limit:,} bytes")
+            if received > self._body_bytes:
+                raise self._too_long()
             return message
 
-        await self._app(scope, counted, send)
+        return counted
 
-    async def _refuse(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        await _error(RequestError(413, "", f"the request has more than {self._limit:,} bytes"))(scope, receive, send)
+    def _too_long(self) -> RequestError:
+        return RequestError(413, "", f"the request has more than {self._body_bytes:,} bytes")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import orjson
 from fastapi import APIRouter, Depends, File, Form, Header, Response, UploadFile
 
 from serving import schema
@@ -29,7 +30,8 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 def make_router(service: Ingress) -> APIRouter:
     """The routes that need a key where the server has any."""
 
-    def client(authorization: Annotated[str | None, Header()] = None) -> str:
+    # Not a plain function: those run in a thread, which takes longer than what this does.
+    async def client(authorization: Annotated[str | None, Header()] = None) -> str:
         return service.keys.check(authorization)
 
     router = APIRouter(dependencies=[Depends(client)], responses=FAILURES)
@@ -46,18 +48,19 @@ def make_router(service: Ingress) -> APIRouter:
             ]
         )
 
-    @router.post("/v1/classify", response_model_exclude_none=True)
+    @router.post("/v1/classify", response_model=schema.ClassifyResponse)
     async def classify(
         labels: Annotated[list[str], Form(description="class names, one each", examples=[["a cat", "a dog"]])],
         image: Annotated[list[UploadFile] | None, File(description="pictures")] = None,
         uri: Annotated[list[str] | None, Form(description="places of pictures, where the server allows it")] = None,
         template: Annotated[list[str] | None, Form(description="prompt templates with {c}")] = None,
         model: Annotated[str, Form(description="of the server's models; empty: the first")] = "",
-    ) -> schema.ClassifyResponse:
+        top: Annotated[int | None, Form(ge=1, description="so many scores of each picture; none: all")] = None,
+    ) -> Response:
         """Pictures by words: the scores of each label, likeliest first."""
         name = await service.model_name(model)
         asked = requests.words([(label,) for label in labels], tuple(template or service.templates("photo")))
-        return await requests.answer(name, await requests.pictures(image, uri), asked, None)
+        return _json(await requests.answer(name, await requests.pictures(image, uri), asked, None, top))
 
     @router.get("/v1/classifiers")
     async def list_classifiers() -> schema.ClassifierList:
@@ -85,18 +88,17 @@ def make_router(service: Ingress) -> APIRouter:
         await service.classifiers("delete", safe_name(name, "name"))
         return Response(status_code=204)
 
-    @router.post("/v1/classifiers/{name}/classify", response_model_exclude_none=True)
+    @router.post("/v1/classifiers/{name}/classify", response_model=schema.ClassifyResponse)
     async def classify_with(
         name: str,
         image: Annotated[list[UploadFile] | None, File(description="pictures")] = None,
         uri: Annotated[list[str] | None, Form(description="places of pictures, where the server allows it")] = None,
-    ) -> schema.ClassifyResponse:
+        top: Annotated[int | None, Form(ge=1, description="so many scores of each picture; none: all")] = None,
+    ) -> Response:
         """Pictures by a classifier that was made before."""
-        definition: Definition = await service.classifiers("definition", safe_name(name, "name"))
-        model = await service.model_name(definition.model)
-        return await requests.answer(
-            model, await requests.pictures(image, uri), definition.words, definition.temperature
-        )
+        definition = await service.definition(safe_name(name, "name"))
+        model, pictures = await service.model_name(definition.model), await requests.pictures(image, uri)
+        return _json(await requests.answer(model, pictures, definition.words, definition.temperature, top))
 
     @router.post("/v1/embeddings")
     async def embeddings(request: schema.EmbeddingsRequest) -> schema.EmbeddingsResponse:
@@ -125,14 +127,14 @@ def make_router(service: Ingress) -> APIRouter:
                 if isinstance(one, RequestError):
                     raise one
                 pixels.append(one)
-            embedding_ND = await service.embed(name, "image", np.stack(pixels))
+            embedding_ND = await service.embed(name, "image", pixels)
         encode: Callable[[np.ndarray], Any] = _base64 if request.encoding_format == "base64" else _floats
         found = [schema.Embedding(index=i, embedding=encode(row)) for i, row in enumerate(embedding_ND)]
         return schema.EmbeddingsResponse(data=found, model=name)
 
-    @router.post("/hf/zero-shot-image-classification")
-    @router.post("/hf/zero-shot-image-classification/{model}")
-    async def hugging_face(request: schema.HuggingFaceRequest, model: str = "") -> list[schema.Score]:
+    @router.post("/hf/zero-shot-image-classification", response_model=list[schema.Score])
+    @router.post("/hf/zero-shot-image-classification/{model}", response_model=list[schema.Score])
+    async def hugging_face(request: schema.HuggingFaceRequest, model: str = "") -> Response:
         """Hugging Face's zero-shot-image-classification task: a list of labels with scores, likeliest first."""
         inputs = request.inputs
         encoded = inputs.get("image") if isinstance(inputs, dict) else inputs
@@ -148,9 +150,13 @@ def make_router(service: Ingress) -> APIRouter:
         templates = (template.replace("{}", "{c}"),) if template else service.templates("photo")
         asked = requests.words([(one,) for one in names], templates)
         data = decode_base64(encoded, "inputs", limits)
-        return (await requests.answer(name, [("inputs", data)], asked, None)).results[0].scores or []
+        return _json((await requests.answer(name, [("inputs", data)], asked, None))["results"][0]["scores"])
 
     return router
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
 def _floats(embedding_D: np.ndarray) -> list[float]:

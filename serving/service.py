@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,15 +21,23 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Histogram
 
 from orchestrator.inference import class_probabilities
-from serving.classifiers import Words
+from serving.classifiers import Definition, Words
 from serving.errors import RequestError
 from serving.http import make_app
 from serving.keys import Keys
 from serving.pictures import prepare
 from serving.settings import Settings
+from serving.together import Together
 
 STAGE_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 KEPT_CLASSIFIERS = 64
+# Seconds after which a replica has heard of a classifier that was replaced or deleted through another.
+FRESH_S = 1.0
+
+# Messages on their way to an encoder: one that it works on, and one that lies ready.
+MESSAGES_AHEAD = 2
+# Times that is tried what the replacement of a model may upset.
+TRIES = 50
 
 T = TypeVar("T")
 
@@ -47,14 +56,34 @@ class Ingress:
         self.settings, self._images, self._texts, self._classifiers = settings, images, texts, classifiers
         self.keys = Keys(settings.keys)
         self._models: dict[str, dict[str, Any]] = {}
-        # Weights by (fingerprint, words): small, so that most requests ask nobody but the image encoder.
-        self._weights: OrderedDict[tuple[str, Words], np.ndarray] = OrderedDict()
+        self._together = {name: self._bring_together(handle) for name, handle in images.items()}
+        # Named classifiers, and when they were asked for.
+        self._definitions: dict[str, tuple[float, Definition]] = {}
+        # Weights by fingerprint and digest of the words: small, so that most requests ask nobody but the image encoder.
+        self._weights: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._seconds = Histogram("clip_stage_seconds", "time of a request by stage", STAGE_SECONDS, ("stage",))
         self.requests = Counter("clip_requests", "requests by route and outcome", ("handler", "status"))  # type: ignore[arg-type]
         self._cache = Counter("clip_classifier_cache", "classifiers asked for, by whether they were at hand", ("hit",))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self)
+
+    def _bring_together(self, encoder: Any) -> Together:
+        """Pictures of many requests in one message: that costs as much time as decoding a picture."""
+
+        async def send(pixels: list[np.ndarray]) -> list[tuple[str, np.ndarray]]:
+            fingerprint, embedding_ND = await self._ask(encoder.embed.remote(np.stack(pixels)))
+            return [(fingerprint, embedding_D) for embedding_D in embedding_ND]
+
+        return Together(send, self.settings.batch_size, MESSAGES_AHEAD, patience_s=self.settings.batch_wait_s)
+
+    async def _embed_images(self, model: str, pixels: Sequence[np.ndarray]) -> tuple[str, np.ndarray]:
+        """The model's fingerprint, and embeddings (N, D)."""
+        for _ in range(TRIES):
+            fingerprints, embeddings = zip(*await self._together[model](pixels), strict=True)
+            if len(set(fingerprints)) == 1:
+                return fingerprints[0], np.stack(embeddings)
+        raise _replaced(model)  # for the pictures were seen by two versions
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """What serves now, by name."""
@@ -72,12 +101,12 @@ class Ingress:
         return chosen
 
     async def classify(
-        self, model: str, pixels_N3RR: np.ndarray, words: Words, temperature: float | None
+        self, model: str, pixels: Sequence[np.ndarray], words: Words, temperature: float | None
     ) -> tuple[np.ndarray, bool]:
         """Probabilities (N, C), and whether the classifier was at hand."""
-        for _ in range(50):
+        for _ in range(TRIES):
             with self.stage("image_tower"):
-                fingerprint, image_ND = await self._ask(self._images[model].embed.remote(pixels_N3RR))
+                fingerprint, image_ND = await self._embed_images(model, pixels)
             try:
                 with self.stage("classifier"):
                     weights_CD, cached = await self._classifier(model, fingerprint, words)
@@ -88,7 +117,7 @@ class Ingress:
                     raise
                 await asyncio.sleep(0.2)
         else:
-            raise RequestError(503, "model", f"model {model!r} is being replaced; try again", 2)
+            raise _replaced(model)
         described = self._models[model]
         if described["fingerprint"] != fingerprint:
             described = (await self.models())[model]
@@ -97,7 +126,7 @@ class Ingress:
         return class_probabilities(cosine_NC, scale, described["logit_bias"]).numpy(), cached
 
     async def _classifier(self, model: str, fingerprint: str, words: Words) -> tuple[np.ndarray, bool]:
-        key = (fingerprint, words)
+        key = (fingerprint, words.digest)
         hit = key in self._weights
         if hit:
             self._weights.move_to_end(key)
@@ -123,15 +152,29 @@ class Ingress:
             return list(await asyncio.gather(*(asyncio.to_thread(one, field, encoded) for field, encoded in data)))
 
     async def embed(self, model: str, kind: str, inputs: Any) -> np.ndarray:
-        """Unit-length embeddings, float32 (N, D), of pixels (kind image) or texts (kind text)."""
-        handles = self._images if kind == "image" else self._texts
+        """Unit-length embeddings, float32 (N, D), of pixels, uint8 (3, R, R) each (kind image) or texts (kind text)."""
         with self.stage(f"{kind}_tower"):
-            _, embedding_ND = await self._ask(handles[model].embed.remote(inputs))
-        return embedding_ND
+            if kind == "image":
+                return (await self._embed_images(model, inputs))[1]
+            return (await self._ask(self._texts[model].embed.remote(inputs)))[1]
 
     async def classifiers(self, method: str, *arguments: Any) -> Any:
         """Call Classifiers."""
-        return await self._ask(getattr(self._classifiers, method).remote(*arguments))
+        answer = await self._ask(getattr(self._classifiers, method).remote(*arguments))
+        if method in ("put", "delete"):
+            self._definitions.clear()
+        return answer
+
+    async def definition(self, name: str) -> Definition:
+        """A named classifier, as it was FRESH_S ago or later."""
+        now = time.monotonic()
+        asked, definition = self._definitions.get(name, (-math.inf, None))
+        if definition is None or now - asked > FRESH_S:
+            definition = await self.classifiers("definition", name)
+            if len(self._definitions) >= KEPT_CLASSIFIERS:
+                self._definitions.clear()
+            self._definitions[name] = (now, definition)
+        return definition
 
     async def _ask(self, response: Awaitable[T]) -> T:
         """What a deployment answers; its errors as this project's."""
@@ -163,3 +206,7 @@ class Ingress:
                 raise RequestError(422, "templates", f"there is no template set {asked!r}; there are {', '.join(sets)}")
             return tuple(sets[asked])
         return tuple(asked)
+
+
+def _replaced(model: str) -> RequestError:
+    return RequestError(503, "model", f"model {model!r} is being replaced; try again", 2)

@@ -70,7 +70,7 @@ class Settings(_Strict):
     )
     cors_origins: list[str] = Field(default_factory=list, description="web origins that may call from a browser")
     batch_size: int = Field(default=16, gt=0, description="pictures in one forward pass, at most")
-    batch_wait_s: float = Field(default=0.005, ge=0, description="seconds that a picture waits for others")
+    batch_wait_s: float = Field(default=0.02, ge=0, description="seconds that a picture waits for others")
     limits: Limits = Limits()
     fetching: Fetching = Fetching()
 
