@@ -42,10 +42,12 @@ def build(settings: Settings) -> Application:
 
 def _encoder(kind: type, name: str, settings: Settings, resources: dict[str, Any]) -> serve.Deployment:
     """Its queue is short: who would wait for long hears at once that the server has enough to do."""
+    # Pictures come a message at a time, texts a request at a time.
+    at_once, queued = (8, 32) if kind is ImageEncoder else (64, 256)
     return serve.deployment(
         name=f"{kind.__name__}-{name}",
         ray_actor_options=resources,
         user_config={"batch_size": settings.batch_size, "batch_wait_s": 0.0},
-        max_ongoing_requests=4 * settings.batch_size,
-        max_queued_requests=16 * settings.batch_size,
+        max_ongoing_requests=at_once,
+        max_queued_requests=queued,
     )(kind)

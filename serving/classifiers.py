@@ -26,6 +26,7 @@ from safetensors.numpy import load, save
 from orchestrator import storage
 from orchestrator.inference import build_classifier
 from serving.errors import RequestError
+from serving.handles import ask, through_the_store
 from serving.settings import Settings
 
 LOG = logging.getLogger("ray.serve")
@@ -105,7 +106,8 @@ class Classifiers:
     """
 
     def __init__(self, settings: Settings, texts: dict[str, Any]):
-        self._settings, self._texts = settings, texts
+        self._settings = settings
+        self._texts = {name: through_the_store(handle) for name, handle in texts.items()}
         self._definitions: dict[str, Definition] = {}
         self._builds: dict[str, _Build] = {}
         self._failed: dict[str, str] = {}
@@ -191,7 +193,7 @@ class Classifiers:
             await asyncio.to_thread(storage.delete_file, path)
 
     async def _fingerprint(self, model: str) -> str:
-        return (await self._texts[model].describe.remote())["fingerprint"]
+        return (await ask(self._texts[model].describe.remote()))["fingerprint"]
 
     async def weights(self, model: str, fingerprint: str, words: Words, keep: bool) -> tuple[str, bool, np.ndarray]:
         """A classifier's weights.
@@ -262,7 +264,7 @@ class Classifiers:
             del self._builds[key]
 
     async def _embed(self, model: str, texts: list[str]) -> tuple[str, np.ndarray]:
-        return await self._texts[model].embed.remote(texts)
+        return await ask(self._texts[model].embed.remote(texts))
 
     def _read(self, key: str) -> np.ndarray | None:
         path = self._weights_path(key)

@@ -10,19 +10,18 @@ import contextlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import ray
 import torch
 from fastapi import FastAPI
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Histogram
 
 from orchestrator.inference import class_probabilities
 from serving.classifiers import Definition, Words
 from serving.errors import RequestError
+from serving.handles import ask, through_the_store
 from serving.http import make_app
 from serving.keys import Keys
 from serving.pictures import prepare
@@ -39,8 +38,6 @@ MESSAGES_AHEAD = 2
 # Times that is tried what the replacement of a model may upset.
 TRIES = 50
 
-T = TypeVar("T")
-
 
 class Ingress:
     """Answers HTTP requests; holds no model.
@@ -53,7 +50,10 @@ class Ingress:
     """
 
     def __init__(self, settings: Settings, images: dict[str, Any], texts: dict[str, Any], classifiers: Any):
-        self.settings, self._images, self._texts, self._classifiers = settings, images, texts, classifiers
+        self.settings = settings
+        self._images = {name: through_the_store(handle) for name, handle in images.items()}
+        self._texts = {name: through_the_store(handle) for name, handle in texts.items()}
+        self._classifiers = through_the_store(classifiers)
         self.keys = Keys(settings.keys)
         self._models: dict[str, dict[str, Any]] = {}
         self._together = {name: self._bring_together(handle) for name, handle in images.items()}
@@ -72,7 +72,7 @@ class Ingress:
         """Pictures of many requests in one message: that costs as much time as decoding a picture."""
 
         async def send(pixels: list[np.ndarray]) -> list[tuple[str, np.ndarray]]:
-            fingerprint, embedding_ND = await self._ask(encoder.embed.remote(np.stack(pixels)))
+            fingerprint, embedding_ND = await ask(encoder.embed.remote(np.stack(pixels)))
             return [(fingerprint, embedding_D) for embedding_D in embedding_ND]
 
         return Together(send, self.settings.batch_size, MESSAGES_AHEAD, patience_s=self.settings.batch_wait_s)
@@ -87,7 +87,7 @@ class Ingress:
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """What serves now, by name."""
-        described = await asyncio.gather(*(self._ask(handle.describe.remote()) for handle in self._images.values()))
+        described = await asyncio.gather(*(ask(handle.describe.remote()) for handle in self._images.values()))
         self._models = dict(zip(self._images, described, strict=True))
         return self._models
 
@@ -131,7 +131,7 @@ class Ingress:
         if hit:
             self._weights.move_to_end(key)
         else:
-            _, hit, weights_CD = await self._ask(self._classifiers.weights.remote(model, fingerprint, words, False))
+            _, hit, weights_CD = await ask(self._classifiers.weights.remote(model, fingerprint, words, False))
             self._weights[key] = weights_CD
             while len(self._weights) > KEPT_CLASSIFIERS:
                 self._weights.popitem(last=False)
@@ -156,11 +156,11 @@ class Ingress:
         with self.stage(f"{kind}_tower"):
             if kind == "image":
                 return (await self._embed_images(model, inputs))[1]
-            return (await self._ask(self._texts[model].embed.remote(inputs)))[1]
+            return (await ask(self._texts[model].embed.remote(inputs)))[1]
 
     async def classifiers(self, method: str, *arguments: Any) -> Any:
         """Call Classifiers."""
-        answer = await self._ask(getattr(self._classifiers, method).remote(*arguments))
+        answer = await ask(getattr(self._classifiers, method).remote(*arguments))
         if method in ("put", "delete"):
             self._definitions.clear()
         return answer
@@ -175,19 +175,6 @@ class Ingress:
                 self._definitions.clear()
             self._definitions[name] = (now, definition)
         return definition
-
-    async def _ask(self, response: Awaitable[T]) -> T:
-        """What a deployment answers; its errors as this project's."""
-        try:
-            return await response
-        except (BackPressureError, DeploymentUnavailableError):
-            raise RequestError(503, "", "the server has as much to do as it can; try again", 1) from None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RequestError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayActorError:
-            raise RequestError(503, "", "a part of the server was lost and starts anew; try again", 1) from None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

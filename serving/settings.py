@@ -69,8 +69,8 @@ class Settings(_Strict):
         default_factory=dict, description="named prompt templates, besides name, photo and styles"
     )
     cors_origins: list[str] = Field(default_factory=list, description="web origins that may call from a browser")
-    batch_size: int = Field(default=16, gt=0, description="pictures in one forward pass, at most")
-    batch_wait_s: float = Field(default=0.02, ge=0, description="seconds that a picture waits for others")
+    batch_size: int = Field(default=16, gt=0, description="pictures in a message to an encoder and in a forward pass")
+    batch_wait_s: float = Field(default=0.02, ge=0, description="a busy encoder's pictures wait so long for others")
     limits: Limits = Limits()
     fetching: Fetching = Fetching()
 

@@ -18,12 +18,14 @@ def server(tmp_path_factory):
     scratch = free_port()
     environment = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"/tmp/haproxy-test-{scratch}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"/tmp/haproxy-test-{scratch}/admin.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"/tmp/haproxy-test-{scratch}",
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"/tmp/haproxy-test-{scratch}/server-state",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_metrics_report_interval_ms": "1000",
         "CLIP_TEST_KEY": "a-key-of-more-than-sixteen-characters",
     }
     with ray_cluster(num_cpus=4, scratch=folder, environment=environment) as cluster:

@@ -7,24 +7,17 @@ into the browser's way, one request at a time.
 from __future__ import annotations
 
 import base64
-import email.parser
-import email.policy
-import io
 import itertools
 import json
-import math
 import shlex
 import shutil
 import subprocess
-import threading
-import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
-from PIL import Image, ImageStat
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
 
 PAGE = Path(__file__).parents[2] / "serving" / "page" / "index.html"
@@ -46,63 +39,10 @@ POLICY = (
 )
 
 
-class FakeApi(BaseHTTPRequestHandler):
-    """Knows the colours of a picture; a class's score depends on its whole prompt a little."""
-
-    def do_GET(self) -> None:
-        if self.path == "/":
-            self._answer(200, "text/html; charset=utf-8", PAGE.read_bytes())
-        elif self.path == "/v1/models":
-            models = [{"id": "default", "object": "model", "image_size": 224, "embed_dim": 512}]
-            self._answer(200, "application/json", json.dumps({"object": "list", "data": models}).encode())
-        else:
-            self._answer(404, "application/json", b"{}")
-
-    def do_POST(self) -> None:
-        head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-        body = head + self.rfile.read(int(self.headers["Content-Length"]))
-        values: dict[str, list[bytes]] = {}
-        for part in email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(body).iter_parts():
-            name = part.get_param("name", header="content-disposition")
-            values.setdefault(str(name), []).append(part.get_payload(decode=True))
-        labels = [label.decode() for label in values["labels"]]
-        template = values.get("template", [b"a photo of a {c}"])[0].decode()
-        pixels = Image.open(io.BytesIO(values["image"][0])).convert("RGB")
-        means = dict(zip(COLOURS, ImageStat.Stat(pixels).mean, strict=True))
-        weights = [
-            math.exp(means.get(label, 0) / 60 + zlib.crc32(template.replace("{c}", label).encode()) % 100 / 300)
-            for label in labels
-        ]
-        scores = [
-            {"label": label, "score": weight / sum(weights)} for label, weight in zip(labels, weights, strict=True)
-        ]
-        scores.sort(key=lambda score: -score["score"])
-        answer = {"model": "default", "results": [{"scores": scores, "cached": False}]}
-        self._answer(200, "application/json", json.dumps(answer).encode())
-
-    def _answer(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            "Content-Security-Policy": POLICY,
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
-def page_url() -> Iterator[str]:
+def page_url(server) -> str:
     """Where the page and its API are served, with a trailing slash."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeApi)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
+    return f"{server.url}/"
 
 
 @pytest.fixture(scope="module")
