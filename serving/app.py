@@ -15,6 +15,9 @@ from serving.encoders import ImageEncoder, TextEncoder
 from serving.service import Ingress
 from serving.settings import Settings
 
+# In one forward pass.
+TEXTS = 64
+
 
 # No postponed annotations here: Serve makes `Settings` of the arguments by the annotation itself.
 def build(settings: Settings) -> Application:
@@ -42,12 +45,12 @@ def build(settings: Settings) -> Application:
 
 def _encoder(kind: type, name: str, settings: Settings, resources: dict[str, Any]) -> serve.Deployment:
     """Its queue is short: who would wait for long hears at once that the server has enough to do."""
-    # Pictures come a message at a time, texts a request at a time.
-    at_once, queued = (8, 32) if kind is ImageEncoder else (64, 256)
+    # Pictures come a message at a time, texts a request at a time; a text is a small part of a picture's work.
+    at_once, queued, batch_size = (8, 32, settings.batch_size) if kind is ImageEncoder else (64, 256, TEXTS)
     return serve.deployment(
         name=f"{kind.__name__}-{name}",
         ray_actor_options=resources,
-        user_config={"batch_size": settings.batch_size, "batch_wait_s": 0.0},
+        user_config={"batch_size": batch_size, "batch_wait_s": 0.0},
         max_ongoing_requests=at_once,
         max_queued_requests=queued,
     )(kind)

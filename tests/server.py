@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import yaml
 from PIL import Image
 from ray_cluster import REPOSITORY, RayCluster, wait_until
 
+from orchestrator.inference import Embedder, zero_shot_classifier
+
+LABELS = ["a red circle", "a blue square", "a green cross"]
 SERVE = str(Path(sys.executable).with_name("serve"))
 
 
@@ -111,3 +115,11 @@ def png(color: tuple[int, int, int] = (200, 30, 30), size: int = 48, kind: str =
     out = io.BytesIO()
     Image.new("RGB", (size, size), color).save(out, kind)
     return out.getvalue()
+
+
+def scores_of(picture: bytes, model: str) -> np.ndarray:
+    """Probabilities of LABELS, as the model directory itself gives them."""
+    embedder = Embedder(model)
+    cosine = embedder.embed_images(embedder.transform.evaluate(picture)[None])
+    weights = zero_shot_classifier(embedder, LABELS, ["a photo of a {c}"])
+    return (embedder.logit_scale * cosine @ weights.T).softmax(-1).numpy()[0]

@@ -212,6 +212,11 @@ def test_bad_requests_name_the_field(client, request_, status, field):
     assert error["message"]
 
 
+def test_pages_of_other_origins_may_not_call(client):
+    reply = client.get("/v1/models", headers={"origin": "https://pages.example"})
+    assert "access-control-allow-origin" not in reply.headers
+
+
 def test_a_body_longer_than_any_good_one_is_refused(client):
     def endless():
         yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'

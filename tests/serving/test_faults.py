@@ -11,19 +11,9 @@ import httpx
 import numpy as np
 import pytest
 from ray_cluster import wait_until
-from server import png
+from server import LABELS, png, scores_of
 
-from orchestrator.inference import Embedder, zero_shot_classifier
-
-LABELS = ["a red circle", "a blue square", "a green cross"]
 PICTURE = png()
-
-
-def scores_of(model: str) -> np.ndarray:
-    embedder = Embedder(model)
-    cosine = embedder.embed_images(embedder.transform.evaluate(PICTURE)[None])
-    weights = zero_shot_classifier(embedder, LABELS, ["a photo of a {c}"])
-    return (embedder.logit_scale * cosine @ weights.T).softmax(-1).numpy()[0]
 
 
 class Load:
@@ -85,7 +75,7 @@ def test_a_killed_replica_gives_no_wrong_answer(server, deployment):
         server.wait_until_running()
         load.wait_for(20)
     assert set(load.statuses) <= {200, 503}, load.statuses
-    assert agree(load.answers, scores_of(server.args["model"]))
+    assert agree(load.answers, scores_of(PICTURE, server.args["model"]))
 
 
 def test_classifiers_are_there_after_a_restart(server):
@@ -102,12 +92,12 @@ def test_classifiers_are_there_after_a_restart(server):
     wait_until(answered, 120, "the classifier after the restart")
     reply = httpx.post(f"{server.url}/v1/classifiers/kept/classify", files={"image": PICTURE}, timeout=60)
     found = {one["label"]: one["score"] for one in reply.json()["results"][0]["scores"]}
-    np.testing.assert_allclose([found[label] for label in LABELS], scores_of(server.args["model"]), atol=1e-4)
+    np.testing.assert_allclose([found[label] for label in LABELS], scores_of(PICTURE, server.args["model"]), atol=1e-4)
 
 
 def test_a_model_is_replaced_without_a_failed_request(server):
     before = dict(server.args)
-    old, new = scores_of(before["model"]), scores_of(str(server.folder / "model-2"))
+    old, new = scores_of(PICTURE, before["model"]), scores_of(PICTURE, str(server.folder / "model-2"))
     assert not np.allclose(old, new, atol=1e-3)
     with Load(server.url, 4) as load:
         load.wait_for(20)
