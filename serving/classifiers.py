@@ -73,6 +73,11 @@ class Definition:
     words: Words
     temperature: float | None
 
+    @property
+    def digest(self) -> str:
+        """Names all of it."""
+        return f"{self.model} {self.temperature} {self.words.digest}"
+
     def to_json(self) -> bytes:
         return json.dumps({"format": 1, **asdict(self)}, indent=1).encode()
 
@@ -150,7 +155,7 @@ class Classifiers:
         ------
         RequestError : there is none of that name
         """
-        definition = self.definition(name)
+        definition = self._defined(name)
         key = definition.words.key(await self._fingerprint(definition.model))
         build = self._builds.get(key)
         if build is not None:
@@ -171,7 +176,12 @@ class Classifiers:
             "error": self._failed.get(name, ""),
         }
 
-    def definition(self, name: str) -> Definition:
+    async def definition(self, name: str, known: str = "") -> Definition | None:
+        """A named classifier; None where it is the one that is known, by its digest."""
+        definition = self._defined(name)
+        return None if definition.digest == known else definition
+
+    def _defined(self, name: str) -> Definition:
         if name not in self._definitions:
             raise RequestError(404, "name", f"there is no classifier {name!r}; PUT /v1/classifiers/{name} makes one")
         return self._definitions[name]
@@ -181,7 +191,7 @@ class Classifiers:
 
     async def delete(self, name: str) -> None:
         """Forget a classifier; its weights stay where another has the same words."""
-        definition = self.definition(name)
+        definition = self._defined(name)
         await asyncio.to_thread(storage.delete_file, self._path("classifiers", f"{name}.json"))
         del self._definitions[name]
         if any(other.words == definition.words for other in self._definitions.values()):

@@ -25,7 +25,7 @@ BATCH_SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 class _Encoder:
-    """A model, loaded, and one batch at a time through it in a thread: the replica answers health checks meanwhile.
+    """A model, loaded, and batches through it in threads: the replica answers health checks meanwhile.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ class _Encoder:
         self._threads = os.cpu_count() or 1
         self._lanes = self._threads if hardware == "cpu" else 1
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="tower")
-        self._together = Together(self._pass, size=1, ahead=1)  # until Serve calls reconfigure
+        # One at work and one that is ready: no core waits for another batch. Serve calls reconfigure for the size.
+        self._together = Together(self._pass, size=1, ahead=2)
         self._tags = {"model": name}
         self._sizes = Histogram(
             f"clip_{self.KIND}_batch_size", f"{self.KIND}s in one forward pass", BATCH_SIZES, ("model",)

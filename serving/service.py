@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,9 @@ class Ingress:
         self._classifiers = through_the_store(classifiers)
         self.keys = Keys(settings.keys)
         self._models: dict[str, dict[str, Any]] = {}
-        self._together = {name: self._bring_together(handle) for name, handle in images.items()}
+        # As many as cores: more would take turns at them, and at Python's lock.
+        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._together = {name: self._bring_together(handle) for name, handle in self._images.items()}
         # Named classifiers, and when they were asked for.
         self._definitions: dict[str, tuple[float, Definition]] = {}
         # Weights by fingerprint and digest of the words: small, so that most requests ask nobody but the image encoder.
@@ -149,7 +153,8 @@ class Ingress:
                 return error
 
         with self.stage("decode"):
-            return list(await asyncio.gather(*(asyncio.to_thread(one, field, encoded) for field, encoded in data)))
+            loop = asyncio.get_running_loop()
+            return await asyncio.gather(*(loop.run_in_executor(self._decoders, one, *picture) for picture in data))
 
     async def embed(self, model: str, kind: str, inputs: Any) -> np.ndarray:
         """Unit-length embeddings, float32 (N, D), of pixels, uint8 (3, R, R) each (kind image) or texts (kind text)."""
@@ -167,14 +172,25 @@ class Ingress:
 
     async def definition(self, name: str) -> Definition:
         """A named classifier, as it was FRESH_S ago or later."""
+        known: Definition | None
+        asked, known = self._definitions.get(name, (-math.inf, None))
         now = time.monotonic()
-        asked, definition = self._definitions.get(name, (-math.inf, None))
-        if definition is None or now - asked > FRESH_S:
-            definition = await self.classifiers("definition", name)
-            if len(self._definitions) >= KEPT_CLASSIFIERS:
-                self._definitions.clear()
-            self._definitions[name] = (now, definition)
-        return definition
+        if known is not None and now - asked < FRESH_S:
+            return known
+        if known is not None:
+            self._definitions[name] = (now, known)  # One asks, the others go on with what is known.
+        try:
+            changed = await self.classifiers("definition", name, known.digest if known else "")
+        except RequestError:
+            self._definitions.pop(name, None)
+            raise
+        if changed is not None:
+            known = changed
+        assert known is not None  # Nothing else can be unchanged.
+        if len(self._definitions) >= KEPT_CLASSIFIERS:
+            self._definitions.clear()
+        self._definitions[name] = (now, known)
+        return known
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
