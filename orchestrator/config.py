@@ -152,6 +152,7 @@ class OptimConfig:
     weight_decay : decoupled; on weight matrices and kernels only, never on gains, biases or the logit scale
     beta1, beta2, eps : Adam's
     max_grad_norm : gradients of a larger L2 norm, over all weights, are scaled down to it; 0: never
+    learn_temperature : false: the temperature stays at model.init_temperature
     """
 
     lr: float = 5e-4
@@ -161,6 +162,7 @@ class OptimConfig:
     beta2: float = 0.98
     eps: float = 1e-6
     max_grad_norm: float = 0.0
+    learn_temperature: bool = True
 
 
 @dataclass

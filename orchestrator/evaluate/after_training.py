@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ def open_sets(config: EvaluationConfig) -> list[EvaluationSet]:
 
 
 def evaluate_run(
-    run_uri: str, sets: list[EvaluationSet], config: EvaluationConfig
+    run_uri: str, sets: list[EvaluationSet], config: EvaluationConfig, cpus: int = 0
 ) -> dict[str, dict[str, float | int]]:
     """Measure `<run>/final` on a node that has a device, and write the result beside it.
 
@@ -34,13 +35,16 @@ def evaluate_run(
     run_uri : the run's folder
     sets : what to measure
     config : batch size
+    cpus : logical CPUs to reserve where there is no GPU; 0: a node's
 
     Returns
     -------
     {set: {top1, top5, chance, classes, samples}}
     """
     gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0
-    task = ray.remote(num_cpus=1 if gpus else _cpus_of_a_node(), num_gpus=gpus)(measure)
+    # By default it would have to fit into what the caller itself has reserved, if that is a trial of a study.
+    reserved = 1 if gpus else cpus or _cpus_of_a_node()
+    task = ray.remote(num_cpus=reserved, num_gpus=gpus, scheduling_strategy="DEFAULT")(measure)
     results: dict[str, ZeroShotResult] = ray.get(task.remote(f"{run_uri}/final", sets, config.batch_size, gpus > 0))
     summary = {name: result.summary() for name, result in results.items()}
     storage.write_bytes(f"{run_uri}/{PICTURE}", _picture(run_uri, results))
@@ -49,6 +53,26 @@ def evaluate_run(
     storage.write_bytes(card_uri, (card + "\n## Zero-shot result\n\n" + markdown_table(summary)).encode())
     storage.write_bytes(f"{run_uri}/{RESULT}", (json.dumps(summary, indent=2) + "\n").encode())
     return summary
+
+
+class Accuracy:
+    """Measures a run's zero-shot accuracy, beside other work of the cluster.
+
+    Parameters
+    ----------
+    config : evaluation sets
+    """
+
+    def __init__(self, config: EvaluationConfig):
+        self._config = config
+
+    def __call__(self, run_uri: str) -> float:
+        """Top-1 as a mean over the sets, in [0, 1]; NaN where there is no set."""
+        sets = open_sets(self._config)
+        if not sets:
+            return math.nan
+        summary = read_result(run_uri) or evaluate_run(run_uri, sets, self._config, cpus=1)
+        return sum(float(one["top1"]) for one in summary.values()) / len(summary)
 
 
 def _cpus_of_a_node(most: int = 8) -> int:

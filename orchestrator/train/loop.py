@@ -294,6 +294,7 @@ class _Worker:
 def _build(config: Config, device: torch.device) -> CLIP:
     model = CLIP(config.model).to(device)
     model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.logit_scale.requires_grad_(config.optim.learn_temperature)
     if config.train.precision == "pure_bf16":
         model.round_text_tower()
     if config.train.checkpoint_activations:

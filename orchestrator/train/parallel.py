@@ -71,7 +71,7 @@ def share_gradients(model: CLIP, kind: Literal["ddp", "fsdp"], device: torch.dev
             model.set_requires_gradient_sync(True)
 
     def finish() -> None:
-        for scalar in scalars:
+        for scalar in (scalar for scalar in scalars if scalar.requires_grad):
             dist.all_reduce(scalar.grad, dist.ReduceOp.SUM, group=mesh.get_group())
             scalar.grad.div_(world_size)  # type: ignore[union-attr]
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import ray
@@ -50,7 +50,7 @@ class TrainingStopped(RuntimeError):
     """The run stopped and trying again would not help; the message says why."""
 
 
-def pretrain(config: Config, display: type[ProgressDisplay] = ProgressDisplay) -> RunDirectory:
+def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressDisplay) -> RunDirectory:
     """Train the model that a configuration describes, or continue the run of its name.
 
     Ray must be initialised.
@@ -80,7 +80,7 @@ def pretrain(config: Config, display: type[ProgressDisplay] = ProgressDisplay) -
         config = dataclasses.replace(
             config, train=dataclasses.replace(config.train, init=storage.absolute(config.train.init))
         )
-    manifest, tokenizer = _open_data(config, run)
+    manifest, tokenizer = open_data(config, run)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     total_steps = _total_steps(manifest.samples, config)
     if total_steps < 1:
@@ -205,7 +205,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
     )
 
 
-def _open_data(config: Config, run: RunDirectory) -> tuple[Manifest, Tokenizer]:
+def open_data(config: Config, run: RunDirectory) -> tuple[Manifest, Tokenizer]:
     """The run's manifest and tokenizer: those it was started with, else made now."""
     if run.started:
         return run.load_manifest(), run.load_tokenizer()

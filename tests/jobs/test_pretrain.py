@@ -10,57 +10,10 @@ import sys
 import pytest
 import yaml
 from ray_cluster import RAY, REPOSITORY, ray_cluster, wait_until
-from shapes import NAMES, TEMPLATES, pairs
+from shapes import NAMES, write_data
 
 from orchestrator import storage
-from orchestrator.data.shard_writers import ShardWriter
 from orchestrator.inference import Embedder
-
-RECIPE = {
-    "run": {"name": "shapes"},
-    "data": {"interleave": 4, "shuffle_buffer": 500, "crop_scale": 0.8, "cpus_per_reader": 0.5},
-    "tokenizer": {"kind": "trained", "vocab_size": 530},
-    "model": {
-        "embed_dim": 32,
-        "image_size": 32,
-        "vision": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 8},
-        "text": {"layers": 1, "width": 32, "heads": 2, "context_length": 16},
-    },
-    "optim": {"lr": 2.0e-3, "warmup_steps": 10},
-    "train": {
-        "epochs": 12,
-        "global_batch": 48,
-        "num_workers": 2,
-        "cpus_per_worker": 0.5,
-        "torch_threads": 1,
-        "checkpoint_every": 20,
-        "log_every": 5,
-        "precision": "fp32",
-    },
-}
-
-
-def write_data(root: str) -> dict:
-    """Training shards and a held-out set; returns the recipe that reads them."""
-    training = pairs(480, seed=1)
-    for shard in range(4):
-        with ShardWriter(storage.join(root, "train", f"{shard}.tar")) as writer:
-            for number, (image, caption, _) in enumerate(training[shard::4]):
-                writer.write(f"{number:07d}", {"jpg": image, "txt": caption.encode()})
-    with ShardWriter(storage.join(root, "held-out", "test", "0.tar")) as writer:
-        for number, (image, _, label) in enumerate(pairs(120, seed=2)):
-            writer.write(f"{number:07d}", {"jpg": image, "cls": str(label).encode()})
-    for name, text in (
-        ("test/nshards.txt", "1"),
-        ("classnames.txt", "\n".join(NAMES)),
-        ("zeroshot_classification_templates.txt", "\n".join(TEMPLATES)),
-    ):
-        storage.write_bytes(storage.join(root, "held-out", name), text.encode())
-    recipe = json.loads(json.dumps(RECIPE))
-    recipe["run"]["storage_path"] = storage.join(root, "runs")
-    recipe["data"]["train"] = [storage.join(root, "train", "{0..3}.tar")]
-    recipe["evaluation"] = {"zero_shot": {"held-out": storage.join(root, "held-out")}, "batch_size": 64}
-    return recipe
 
 
 def test_submitted_job_on_object_storage_beats_chance(s3, tmp_path):

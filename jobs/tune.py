@@ -1,0 +1,41 @@
+"""Run a study: many small pretraining runs that together answer a question.
+
+python jobs/tune.py --study temperature --base demo --trials 12
+ray job submit --working-dir . -- python jobs/tune.py --study temperature --base demo --trials 12
+python jobs/tune.py --resume runs/tune-temperature                               # after a crash, goes on
+python jobs/tune.py --study temperature --trials 4 --train.max_steps 20          # smoke; any option of a run may follow
+"""
+
+from __future__ import annotations
+
+import sys
+
+from orchestrator.config import ConfigError
+from orchestrator.data import demo
+from orchestrator.evaluate import after_training
+from orchestrator.evaluate.datasets import EvaluationSetError
+from orchestrator.storage import StorageError
+from orchestrator.train.cluster import connect
+from orchestrator.tune import command
+
+USER_ERRORS = (ConfigError, StorageError, EvaluationSetError, demo.DemoDataError)
+
+
+def main(argv: list[str]) -> None:
+    asked = command.parse(argv, __doc__ or "")
+    base = asked.study.base
+    if base.data.train == "demo":
+        demo.fill(base)
+    base.validate()
+    after_training.open_sets(base.evaluation)
+    print(f"study {asked.study.uri}, {asked.trials} trials, {connect(base)}", flush=True)
+    report = command.run(asked, after_training.Accuracy(base.evaluation))
+    print(f"report    {report}/report.md")
+    print(f"go on     python jobs/tune.py --resume {asked.study.uri}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""Studies: many small pretraining runs that together answer a question."""

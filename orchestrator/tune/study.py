@@ -1,0 +1,236 @@
+"""A study on Ray Tune: each trial is a pretraining run, with the trainer, data and checkpoints of any other.
+
+<storage_path>/<name>/
+  study.json                  the question, and how many trials
+  config.yaml, manifest.json, tokenizer/
+                              the configuration that trials change, and the data that all of them train on
+  trials/<trial>/             the run folders
+  tune/                       Tune's records, from which a study that was cut off goes on
+  report/                     what came of it
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from orchestrator import storage
+from orchestrator.cli import to_yaml
+from orchestrator.config import Config, ConfigError
+from orchestrator.data.manifest import Manifest
+from orchestrator.model.scaling import count_flops
+from orchestrator.train.progress import ProgressDisplay
+from orchestrator.train.run import RunDirectory
+from orchestrator.train.trainer import TrainingStopped, open_data, pretrain
+from orchestrator.tune.progress import Table
+from orchestrator.tune.trial import Trial
+
+# The share of a run's last records that its loss is the mean of: single steps are noisy.
+LAST = 0.1
+
+Measure = Callable[[str], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What all trials have in common.
+
+    Parameters
+    ----------
+    question : temperature or scaling
+    uri : of its folder
+    base : the configuration that trials change
+    """
+
+    question: str
+    uri: str
+    base: Config
+
+    def config(self, setting: Mapping[str, Any], name: str, seed: int) -> Config:
+        """The configuration of one trial.
+
+        Parameters
+        ----------
+        setting : option, such as model.init_temperature -> value
+        name, seed : of its run
+
+        Raises
+        ------
+        ConfigError : an option that does not exist, or a value that cannot work
+        """
+        config = copy.deepcopy(self.base)
+        for option, value in setting.items():
+            *sections, key = option.split(".")
+            place: Any = config
+            for section in sections:
+                place = getattr(place, section, None)
+            if not hasattr(place, key):
+                raise ConfigError(f"{option}: no such option")
+            setattr(place, key, value)
+        runs = storage.join(self.uri, "trials")
+        config.run = dataclasses.replace(config.run, name=name, seed=seed, resume="auto", storage_path=runs)
+        config.validate()
+        return config
+
+    def prepare(self) -> None:
+        """Pin the data and the vocabulary that all trials share, in a folder like a run's. Ray must be initialised."""
+        data = self._shared()
+        if not data.started:
+            manifest, tokenizer = open_data(self.base, data)
+            data.save(to_yaml(self.base), manifest, tokenizer)
+
+    def _shared(self) -> RunDirectory:
+        config = copy.deepcopy(self.base)
+        folder, _, name = self.uri.rpartition("/")
+        config.run = dataclasses.replace(config.run, storage_path=folder, name=name)
+        return RunDirectory(config)
+
+    def open_run(self, config: Config) -> Manifest:
+        """Give a trial's folder the data and the vocabulary of the study."""
+        run, shared = RunDirectory(config), self._shared()
+        if not run.started:
+            run.save(to_yaml(config), shared.load_manifest(), shared.load_tokenizer())
+        return run.load_manifest()
+
+
+class _Reporter(ProgressDisplay):
+    """Tells Tune, rather than a terminal, what a run records."""
+
+    def __init__(self, board: Any, explain_waiting: Callable[[int], str], cost: Callable[[Mapping[str, Any]], dict]):
+        super().__init__(board, explain_waiting)
+        self._cost, self._told = cost, 0
+
+    def _show(self, last: bool) -> None:
+        try:
+            record, *_ = ray.get(self._board.read.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            return
+        if record.get("step", 0) > self._told:
+            self._told = record["step"]
+            tune.report({**self._cost(record), "accuracy": math.nan, "eta_s": record["eta_s"], "finished": False})
+
+
+def run_trial(spec: dict[str, Any], study: Study, measure: Measure) -> None:
+    """One trial, in a process of Tune's: train, or go on, and measure.
+
+    Parameters
+    ----------
+    spec : setting, name and seed
+    study : that it belongs to
+    measure : URI of a run's folder -> its zero-shot accuracy, in [0, 1], or NaN
+    """
+    started = time.monotonic()
+    config = study.config(spec["setting"], spec["name"], spec["seed"])
+    manifest = study.open_run(config)
+    flops_a_sample = 3 * sum(dataclasses.astuple(count_flops(config.model)))
+
+    def cost(record: Mapping[str, Any]) -> dict[str, Any]:
+        samples = round(record["epoch"] * manifest.samples)
+        known = {key: record[key] for key in ("step", "loss", "logit_scale")}
+        return {**known, "samples": samples, "flops": samples * flops_a_sample, "seconds": time.monotonic() - started}
+
+    try:
+        run = pretrain(config, partial(_Reporter, cost=cost))
+    except TrainingStopped as error:  # Tune would try again, which does not help.
+        tune.report({"finished": True, "error": str(error), "loss": math.nan, "accuracy": math.nan})
+        return
+    records = [json.loads(line) for line in storage.read_bytes(run.path("metrics.jsonl")).decode().splitlines()]
+    last = records[-max(1, round(LAST * len(records))) :]
+    loss = sum(record["loss"] for record in last) / len(last)
+    ended = {**cost(records[-1]), "loss": loss, "accuracy": measure(run.uri), "eta_s": 0.0, "finished": True}
+    tune.report(ended)
+
+
+def run_study(
+    study: Study, search: Searcher, trials: int, measure: Measure, at_once: int, max_failures: int = 1
+) -> list[Trial]:
+    """Make all trials of a study, or those that are still to be made. Ray must be initialised.
+
+    Parameters
+    ----------
+    study : prepared
+    search : proposes {setting, name, seed}
+    trials : in all
+    measure : as of run_trial
+    at_once : trials that run side by side
+    max_failures : times that a trial is tried again
+
+    Returns
+    -------
+    one Trial each, failed ones too
+    """
+    trainable = tune.with_resources(tune.with_parameters(run_trial, study=study, measure=measure), {"cpu": 0.01})
+    filesystem, path = storage.open_location(storage.join(study.uri, "tune"))
+    folder, _, name = path.rpartition("/")
+    if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
+        tuner = tune.Tuner.restore(
+            path, trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
+        )
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                num_samples=trials,
+                max_concurrent_trials=at_once,
+                metric="loss",
+                mode="min",
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=folder,
+                storage_filesystem=filesystem,
+                failure_config=tune.FailureConfig(max_failures=max_failures),
+                callbacks=[Table(trials)],
+                verbose=0,
+            ),
+        )
+    grid = tuner.fit()
+    return [trial_of(grid[place]) for place in range(len(grid))]
+
+
+def _name(trial: Any) -> str:
+    return trial.config["name"]
+
+
+def read_trials(study: Study) -> list[Trial]:
+    """What Tune has recorded so far, of a study that may be unfinished."""
+    filesystem, path = storage.open_location(storage.join(study.uri, "tune"))
+    trainable = tune.with_parameters(run_trial, study=study, measure=None)
+    tuner = tune.Tuner.restore(path, trainable=trainable, storage_filesystem=filesystem)
+    grid = tuner.get_results()
+    return [trial_of(grid[place]) for place in range(len(grid))]
+
+
+def trial_of(result: tune.Result) -> Trial:
+    """A row from what Tune knows of a trial."""
+    spec, newest = result.config or {}, result.metrics or {}
+    error = str(result.error) if result.error else str(newest.get("error") or "")
+    state: Any = "failed" if error else "done" if newest.get("finished") else "running"
+    path: Sequence[Mapping[str, Any]] = []
+    if result.metrics_dataframe is not None and "step" in result.metrics_dataframe:
+        frame = result.metrics_dataframe.dropna(subset=["step", "logit_scale"])
+        path = frame[~frame["finished"].astype(bool)][["step", "loss", "logit_scale"]].to_dict("records")
+    number = {key: newest.get(key) for key in ("step", "samples", "flops", "loss", "accuracy", "seconds")}
+    return Trial(
+        name=spec["name"],
+        setting=dict(spec["setting"]),
+        seed=spec["seed"],
+        state=state,
+        **{key: value for key, value in number.items() if value is not None},
+        path=[(int(row["step"]), float(row["loss"]), float(row["logit_scale"])) for row in path],
+        run=f"trials/{spec['name']}",
+        error=error,
+    )

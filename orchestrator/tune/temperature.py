@@ -1,0 +1,129 @@
+"""How the temperature should be set: where it starts, whether it is learned, and how far it may go."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+from orchestrator.config import ConfigError, ModelConfig
+from orchestrator.tune.report import Answer
+from orchestrator.tune.trial import Trial
+
+INITIAL, LEARNED, CLAMP, BIAS = (
+    "model.init_temperature", "optim.learn_temperature", "model.max_logit_scale", "model.init_logit_bias",
+)  # fmt: skip
+# The paper's clamp of 100 is one of them; a bound that training never meets is the other.
+CLAMPS = (100.0, 1000.0)
+HOTTEST, COLDEST = 0.5, 0.01
+
+
+def settings(model: ModelConfig, trials: int) -> list[dict[str, Any]]:
+    """Settings to try; the first is the model's own, learned.
+
+    Parameters
+    ----------
+    model : of the base configuration; its objective says whether the bias is tried too
+    trials : of the study: about half of them go to settings, the rest to more seeds
+
+    Raises
+    ------
+    ConfigError : too few trials for a comparison
+    """
+    if trials < 4:
+        raise ConfigError(f"--trials {trials}: a comparison needs at least 4")
+    own = model.init_temperature
+    default = {INITIAL: own, LEARNED: True, CLAMP: model.max_logit_scale}
+    coldest = max(COLDEST, 1 / model.max_logit_scale)
+    # Bisected from the middle outwards, on a log scale: the first few already span it.
+    places = [0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.875, 0.375, 0.625]
+    others = [coldest * (HOTTEST / coldest) ** place for place in places]
+    starts = [own, *(start for start in others if abs(math.log(start / own)) > 0.2)]
+    found = [default, {**default, LEARNED: False}]
+    for start, learned in itertools.product(starts[1:], (True, False)):
+        found.append({**default, INITIAL: float(f"{start:.2g}"), LEARNED: learned})
+    extra = [{**default, CLAMP: clamp} for clamp in CLAMPS if clamp != model.max_logit_scale and 1 / own <= clamp]
+    if model.objective == "sigmoid":
+        extra += [{**default, BIAS: bias} for bias in (0.0, -5.0, -15.0) if bias != model.init_logit_bias]
+    number = max(2, math.ceil(trials / 2))
+    kept = found[: max(2, number - len(extra))] + extra
+    return kept[:number]
+
+
+def answer(trials: Sequence[Trial]) -> Answer:
+    """What the trials so far say: the best setting, its margin over the default, and whether learning beats fixing."""
+    groups = _by_setting([trial for trial in trials if trial.state == "done" and not math.isnan(score(trial))])
+    if not groups:
+        return Answer("Temperature", ["No trial has ended yet: there is nothing to say."], None, {})
+    what = "accuracy" if any(not math.isnan(trial.accuracy) for trial in trials) else "loss"
+    order = sorted(groups, key=lambda group: -fmean(map(score, group)))
+    best, default = order[0], groups[0]
+    sentences = [f"Best: {_words(best[0])}, with a mean {what} of {_number(best)}."]
+    if best is default:
+        sentences.append("That is the default; nothing that was tried is better.")
+    else:
+        sentences.append(f"Over the default ({_words(default[0])}, {_number(default)}): {margin(best, default)}.")
+    for learned, name in ((True, "learned"), (False, "fixed")):
+        of_kind = [group for group in order if group[0].setting.get(LEARNED) is learned]
+        if of_kind:
+            sentences.append(f"Best {name}: {_words(of_kind[0][0])}, {_number(of_kind[0])}.")
+    kinds = {kind: [g for g in order if g[0].setting.get(LEARNED) is kind] for kind in (True, False)}
+    if kinds[True] and kinds[False]:
+        sentences.append(f"Learning the temperature against fixing it: {margin(kinds[True][0], kinds[False][0])}.")
+    failed = sum(trial.state == "failed" for trial in trials)
+    if failed:
+        sentences.append(f"{failed} of {len(trials)} trials failed; the table says why.")
+    return Answer("Temperature", sentences, None, {"Settings": [_row(group) for group in order]})
+
+
+def score(trial: Trial) -> float:
+    """What is to be large: accuracy, or where none was measured the negative loss."""
+    return -trial.loss if math.isnan(trial.accuracy) else trial.accuracy
+
+
+def margin(one: Sequence[Trial], other: Sequence[Trial]) -> str:
+    """The difference of two settings' means in words, with its 95% interval over seeds (Welch) where there are any."""
+    a, b = [score(trial) for trial in one], [score(trial) for trial in other]
+    difference = fmean(a) - fmean(b)
+    if len(a) < 2 or len(b) < 2:
+        return f"{difference:+.4f}, of a single seed each at the least: no interval, so it may be noise"
+    test = stats.ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval(0.95) if stdev(a) or stdev(b) else (difference, difference)
+    verdict = "beyond the noise" if low > 0 or high < 0 else "within the noise"
+    return f"{difference:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {len(a)} and {len(b)} seeds): {verdict}"
+
+
+def _by_setting(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Groups of one setting, in the order in which they were proposed."""
+    groups: dict[tuple, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.name):
+        groups.setdefault(tuple(sorted(trial.setting.items())), []).append(trial)
+    return list(groups.values())
+
+
+def _words(trial: Trial) -> str:
+    setting = trial.setting
+    words = f"temperature {'learned from' if setting.get(LEARNED) else 'fixed at'} {setting[INITIAL]:g}"
+    words += f", logit scale at most {setting[CLAMP]:g}"
+    return words + (f", bias from {setting[BIAS]:g}" if BIAS in setting else "")
+
+
+def _number(group: Sequence[Trial]) -> str:
+    scores = [abs(score(trial)) for trial in group]
+    spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
+    return f"{fmean(scores):.4f}{spread} ({len(scores)} seed{'s' if len(scores) > 1 else ''})"
+
+
+def _row(group: Sequence[Trial]) -> dict[str, Any]:
+    scales = [trial.path[-1][2] for trial in group if trial.path]
+    return {
+        "setting": _words(group[0]),
+        "seeds": len(group),
+        "accuracy": fmean(trial.accuracy for trial in group),
+        "loss": fmean(trial.loss for trial in group),
+        "logit scale at the end": fmean(scales) if scales else math.nan,
+    }

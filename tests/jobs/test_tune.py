@@ -1,0 +1,93 @@
+"""A study as a user runs it: killed in the middle and gone on with."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pandas
+import pytest
+import yaml
+from ray_cluster import REPOSITORY, wait_until
+from shapes import write_data
+
+COMMAND = [sys.executable, str(REPOSITORY / "jobs/tune.py")]
+ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT.pop("RAY_ADDRESS", None)
+
+
+def records(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_study_goes_on_where_it_was(tmp_path):
+    recipe = write_data(str(tmp_path / "data"))
+    recipe["train"].update(num_workers=1, epochs=4, checkpoint_every=10)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    study = tmp_path / "data/runs/temperatures"
+    started = ["--study", "temperature", "--base", str(file), "--trials", "4", "--at_once", "1"]
+    started += ["--name", "temperatures"]
+    log = tmp_path / "first.log"
+    with log.open("wb") as out:
+        first = subprocess.Popen(COMMAND + started, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
+    try:
+
+        def one_done_another_on_its_way():
+            assert first.poll() is None, log.read_text()[-4000:]
+            # What a trial reports reaches Tune's own records a moment later than the run's folder.
+            return "[1/4]" in log.read_text() and list((study / "trials").glob("001-*/checkpoints/*/complete.json"))
+
+        wait_until(one_done_another_on_its_way, 300, "the second trial's first checkpoint")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    (done,) = (run for run in (study / "trials").iterdir() if (run / "final/config.json").exists())
+    (cut_off,) = (study / "trials").glob("001-*")
+    assert done != cut_off
+    finished_at, before = (done / "final/config.json").stat().st_mtime_ns, records(cut_off)
+
+    resumed = subprocess.run([*COMMAND, "--resume", str(study)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stdout[-5000:] + resumed.stderr[-3000:]
+    assert (done / "final/config.json").stat().st_mtime_ns == finished_at
+    # Lines of steps before the checkpoint are those of the first attempt, with its times.
+    assert before and records(cut_off)[: len(before)] == before
+    table = pandas.read_parquet(study / "report/trials.parquet")
+    assert sorted(table["state"]) == ["done"] * 4
+    assert set(table["step"]) == {480 * 4 // 48} and table["accuracy"].between(0.05, 1).all()
+    # Two settings in two seeds each, or three settings: every trial another run, all on the same data.
+    assert table["name"].nunique() == 4
+    shared = (study / "manifest.json").read_bytes()
+    assert all((run / "manifest.json").read_bytes() == shared for run in (study / "trials").iterdir())
+    fixed = table[~table["optim.learn_temperature"].astype(bool)]["name"]
+    for name in table["name"]:
+        scales = {round(record["logit_scale"], 4) for record in records(study / "trials" / name)}
+        assert (len(scales) == 1) == (name in set(fixed))
+    report = (study / "report/report.md").read_text()
+    assert "Best: temperature" in report and "seeds" in report
+    assert "Best: temperature" in resumed.stdout and "report.md" in resumed.stdout
+
+    again = subprocess.run(COMMAND + started, env=ENVIRONMENT, capture_output=True, text=True)
+    assert again.returncode != 0 and "holds a study already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--trials", "2"], "--trials 2"),
+        (["--model.init_temprature", "0.1"], "init_temperature"),
+        (["--resume", "nowhere/at-all"], "nowhere/at-all"),
+        (["--resume", "nowhere", "--train.epochs", "3"], "--train.epochs"),
+    ],
+)
+def test_bad_input_is_named_before_anything_starts(arguments, named, tmp_path):
+    data = ["--data.train", str(tmp_path / "none.tar")] if "--resume" not in arguments else []
+    done = subprocess.run(
+        [*COMMAND, *arguments, *data], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: ") and named in done.stderr and "Traceback" not in done.stderr
