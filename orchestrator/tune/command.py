@@ -12,13 +12,14 @@ import ray
 
 from orchestrator import cli, storage
 from orchestrator.config import Config, ConfigError
-from orchestrator.tune import plots, temperature
+from orchestrator.tune.question import Question
 from orchestrator.tune.report import write_report
+from orchestrator.tune.scaling import Scaling
 from orchestrator.tune.search import SettingsThenSeeds
 from orchestrator.tune.study import Measure, Study, run_study
-from orchestrator.tune.trial import Trial
+from orchestrator.tune.temperature import Temperature
 
-QUESTIONS = {"temperature": "How should the temperature be set?"}
+STUDIES = ("scaling", "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +31,31 @@ class Asked:
     study : its folder and the configuration that trials change
     trials : in all
     at_once : trials side by side; 0: as many as the cluster has room for
+    compute : budgets of a scaling study, as multiples of the base model's operations
+    equal : samples or compute: what the trials of a scaling study have alike
     """
 
     study: Study
     trials: int
     at_once: int
+    compute: tuple[float, ...] = (1.0, 2.0, 4.0)
+    equal: str = "samples"
+
+    def question(self) -> Question:
+        """What the study asks.
+
+        Raises
+        ------
+        ConfigError : it cannot be asked so
+        """
+        if self.study.question == "scaling":
+            return Scaling(self.study.base, self.trials, self.compute, self.equal)
+        return Temperature(self.study.base, self.trials)
+
+    def to_json(self) -> bytes:
+        """All but the base configuration, which lies beside it."""
+        state = {"format": 1, "question": self.study.question, "trials": self.trials, "at_once": self.at_once}
+        return json.dumps({**state, "compute": self.compute, "equal": self.equal}, indent=1).encode()
 
 
 def parse(argv: list[str], description: str) -> Asked:
@@ -47,9 +68,11 @@ def parse(argv: list[str], description: str) -> Asked:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--study", choices=sorted(QUESTIONS), default="temperature")
+    parser.add_argument("--study", choices=STUDIES, default="temperature")
     parser.add_argument("--base", default=cli.DEFAULT_RECIPE, help="recipe or YAML file that trials change")
     parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--compute", default="1,2,4", help="scaling: budgets, as multiples of the base model's")
+    parser.add_argument("--equal", choices=("samples", "compute"), default="samples", help="scaling: for all trials")
     parser.add_argument("--at_once", type=int, default=0, help="trials side by side; 0: as many as there is room for")
     parser.add_argument("--name", default="", help="of the study's folder under run.storage_path")
     parser.add_argument("--resume", default="", metavar="FOLDER", help="of a study that was cut off")
@@ -61,7 +84,11 @@ def parse(argv: list[str], description: str) -> Asked:
     uri = storage.join(storage.absolute(base.run.storage_path), name)
     if storage.exists(storage.join(uri, "study.json")):
         raise ConfigError(f"{uri} holds a study already: go on with --resume {uri}, or choose another --name")
-    return Asked(Study(known.study, uri, base), known.trials, known.at_once)
+    try:
+        compute = tuple(float(part) for part in known.compute.split(","))
+    except ValueError:
+        raise ConfigError(f"--compute {known.compute}: numbers with commas between, such as 1,2,4") from None
+    return Asked(Study(known.study, uri, base), known.trials, known.at_once, compute, known.equal)
 
 
 def _resume(folder: str, rest: list[str]) -> Asked:
@@ -76,7 +103,8 @@ def _resume(folder: str, rest: list[str]) -> Asked:
             out.write(storage.read_bytes(storage.join(uri, "config.yaml")))
         base = cli.parse(["--config", file], "")
     saved = json.loads(storage.read_bytes(storage.join(uri, "study.json")))
-    return Asked(Study(saved["question"], uri, base), saved["trials"], saved["at_once"])
+    study = Study(saved["question"], uri, base)
+    return Asked(study, saved["trials"], saved["at_once"], tuple(saved["compute"]), saved["equal"])
 
 
 def run(asked: Asked, measure: Measure) -> str:
@@ -86,16 +114,19 @@ def run(asked: Asked, measure: Measure) -> str:
     ------
     ConfigError : a trial's configuration that cannot work, found before the first one starts
     """
-    study = asked.study
-    settings = temperature.settings(study.base.model, asked.trials)
+    study, question = asked.study, asked.question()
+    settings = question.settings()
     for place, setting in enumerate(settings):
         study.config(setting, f"{place:03d}", study.base.run.seed)
     study.prepare()
-    state = {"format": 1, "question": study.question, "trials": asked.trials, "at_once": asked.at_once}
-    storage.write_bytes(storage.join(study.uri, "study.json"), json.dumps(state, indent=1).encode())
-    search = SettingsThenSeeds(settings, asked.trials, study.base.run.seed)
+    storage.write_bytes(storage.join(study.uri, "study.json"), asked.to_json())
+    search = SettingsThenSeeds(settings, asked.trials, study.base.run.seed, question.groups())
     trials = run_study(study, search, asked.trials, measure, asked.at_once or room_for(study.base))
-    return _report(study, trials)
+    answer = question.answer(trials)
+    print("\n".join(answer.sentences), flush=True)
+    report = storage.join(study.uri, "report")
+    write_report(report, question.title, trials, answer, question.figures(trials))
+    return report
 
 
 def room_for(config: Config) -> int:
@@ -106,17 +137,3 @@ def room_for(config: Config) -> int:
     if total.get("GPU", 0) and train.device != "cpu":
         fitting.append(total["GPU"] // workers)
     return max(1, int(min(fitting)))
-
-
-def _report(study: Study, trials: list[Trial]) -> str:
-    answer = temperature.answer(trials)
-    print("\n".join(answer.sentences), flush=True)
-    figures = {
-        "Accuracy against the temperature at the start": plots.accuracy_against(trials, temperature.INITIAL),
-        "The logit scale on its way": plots.paths(trials, "logit_scale"),
-        "Loss on its way": plots.paths(trials, "loss"),
-    }
-    uri = storage.join(study.uri, "report")
-    drawn = {title: figure for title, figure in figures.items() if figure is not None}
-    write_report(uri, QUESTIONS[study.question], trials, answer, drawn)
-    return uri

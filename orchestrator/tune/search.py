@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,22 +15,31 @@ from ray.tune.search import Searcher
 class SettingsThenSeeds(Searcher):
     """Proposes {setting, name, seed}.
 
-    When all settings were tried, the next trial is another seed of the one that has the fewest among the best
-    `contenders` and the reference: their order is what the study is about, and noise may have made it.
+    When all settings were tried, the next trial is another seed of the one that has the fewest among each group's best
+    `contenders` and its reference: their order is what the study is about, and noise may have made it.
 
     Parameters
     ----------
-    settings : to try; the first is the reference, the default that a winner is held against
+    settings : to try
     trials : in all, at least one a setting
     seed : of the first trial of each setting; others count up from it
-    contenders : settings that get more seeds, besides the reference
+    groups : for each setting, the group within which it is compared; the first setting of a group is the reference that
+        a winner is held against. None: one group
+    contenders : settings of a group that get more seeds, besides the reference
 
     Raises
     ------
     ValueError : fewer trials than settings, or no setting
     """
 
-    def __init__(self, settings: Sequence[Mapping[str, Any]], trials: int, seed: int = 0, contenders: int = 2):
+    def __init__(
+        self,
+        settings: Sequence[Mapping[str, Any]],
+        trials: int,
+        seed: int = 0,
+        groups: Sequence[Hashable] | None = None,
+        contenders: int = 2,
+    ):
         super().__init__(metric="loss", mode="min")
         if not settings:
             raise ValueError("a study needs at least one setting")
@@ -38,6 +47,7 @@ class SettingsThenSeeds(Searcher):
             raise ValueError(f"{trials} trials are fewer than the {len(settings)} settings; raise them")
         self._settings = [dict(setting) for setting in settings]
         self._trials, self._seed, self._contenders = trials, seed, contenders
+        self._groups = list(groups) if groups is not None else [None] * len(settings)
         self._place: dict[str, int] = {}  # of the setting that a trial has, by Tune's name for the trial
         self._seeds = [0] * len(settings)
         self._scores: list[list[float]] = [[] for _ in settings]
@@ -58,9 +68,12 @@ class SettingsThenSeeds(Searcher):
         return {"setting": self._settings[place], "name": f"{place:03d}-{seed}", "seed": seed}
 
     def _next_place(self) -> int:
-        order = sorted(range(len(self._settings)), key=self._rank)
-        contenders = {0, *order[: self._contenders]}
-        return min(contenders, key=lambda place: (self._seeds[place], order.index(place)))
+        contenders: list[int] = []
+        for group in dict.fromkeys(self._groups):
+            places = [place for place, one in enumerate(self._groups) if one == group]
+            best = sorted(places, key=self._rank)[: self._contenders]
+            contenders += [*best, *(place for place in places[:1] if place not in best)]
+        return min(contenders, key=lambda place: self._seeds[place])
 
     def _rank(self, place: int) -> float:
         """The best first; what failed, last."""
@@ -82,4 +95,4 @@ class SettingsThenSeeds(Searcher):
         vars(self).update(pickle.loads(Path(checkpoint_path).read_bytes()))
 
 
-_KEPT = ("_settings", "_trials", "_seed", "_contenders", "_place", "_seeds", "_scores", "_ended")
+_KEPT = ("_settings", "_groups", "_trials", "_seed", "_contenders", "_place", "_seeds", "_scores", "_ended")

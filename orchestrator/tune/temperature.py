@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from statistics import fmean, stdev
+from collections.abc import Hashable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from scipy import stats
+from matplotlib.figure import Figure
 
-from orchestrator.config import ConfigError, ModelConfig
+from orchestrator.config import Config, ConfigError, ModelConfig
+from orchestrator.tune import plots
+from orchestrator.tune.comparison import by_setting, margin, mean, score, spread
 from orchestrator.tune.report import Answer
 from orchestrator.tune.trial import Trial
 
@@ -20,6 +22,41 @@ INITIAL, LEARNED, CLAMP, BIAS = (
 # The paper's clamp of 100 is one of them; a bound that training never meets is the other.
 CLAMPS = (100.0, 1000.0)
 HOTTEST, COLDEST = 0.5, 0.01
+
+
+class Temperature:
+    """The study of one base model.
+
+    Parameters
+    ----------
+    base : configuration
+    trials : in all
+
+    Raises
+    ------
+    ConfigError : too few trials for a comparison
+    """
+
+    title = "How should the temperature be set?"
+
+    def __init__(self, base: Config, trials: int):
+        self._settings = settings(base.model, trials)
+
+    def settings(self) -> list[dict[str, Any]]:
+        return self._settings
+
+    def groups(self) -> list[Hashable]:
+        return [None] * len(self._settings)
+
+    def answer(self, trials: Sequence[Trial]) -> Answer:
+        return answer(trials)
+
+    def figures(self, trials: Sequence[Trial]) -> Mapping[str, Figure | None]:
+        return {
+            "Accuracy against the temperature at the start": plots.accuracy_against(trials, INITIAL),
+            "The logit scale on its way": plots.paths(trials, "logit_scale"),
+            "Loss on its way": plots.paths(trials, "loss"),
+        }
 
 
 def settings(model: ModelConfig, trials: int) -> list[dict[str, Any]]:
@@ -56,21 +93,21 @@ def settings(model: ModelConfig, trials: int) -> list[dict[str, Any]]:
 
 def answer(trials: Sequence[Trial]) -> Answer:
     """What the trials so far say: the best setting, its margin over the default, and whether learning beats fixing."""
-    groups = _by_setting([trial for trial in trials if trial.state == "done" and not math.isnan(score(trial))])
+    done = [trial for trial in trials if trial.state == "done" and not math.isnan(score(trial))]
+    groups = list(by_setting(done).values())
     if not groups:
         return Answer("Temperature", ["No trial has ended yet: there is nothing to say."], None, {})
-    what = "accuracy" if any(not math.isnan(trial.accuracy) for trial in trials) else "loss"
-    order = sorted(groups, key=lambda group: -fmean(map(score, group)))
+    order = sorted(groups, key=mean, reverse=True)
     best, default = order[0], groups[0]
-    sentences = [f"Best: {_words(best[0])}, with a mean {what} of {_number(best)}."]
+    sentences = [f"Best: {_words(best[0])}, {spread(best)}."]
     if best is default:
         sentences.append("That is the default; nothing that was tried is better.")
     else:
-        sentences.append(f"Over the default ({_words(default[0])}, {_number(default)}): {margin(best, default)}.")
+        sentences.append(f"Over the default ({_words(default[0])}, {spread(default)}): {margin(best, default)}.")
     for learned, name in ((True, "learned"), (False, "fixed")):
         of_kind = [group for group in order if group[0].setting.get(LEARNED) is learned]
         if of_kind:
-            sentences.append(f"Best {name}: {_words(of_kind[0][0])}, {_number(of_kind[0])}.")
+            sentences.append(f"Best {name}: {_words(of_kind[0][0])}, {spread(of_kind[0])}.")
     kinds = {kind: [g for g in order if g[0].setting.get(LEARNED) is kind] for kind in (True, False)}
     if kinds[True] and kinds[False]:
         sentences.append(f"Learning the temperature against fixing it: {margin(kinds[True][0], kinds[False][0])}.")
@@ -80,42 +117,11 @@ def answer(trials: Sequence[Trial]) -> Answer:
     return Answer("Temperature", sentences, None, {"Settings": [_row(group) for group in order]})
 
 
-def score(trial: Trial) -> float:
-    """What is to be large: accuracy, or where none was measured the negative loss."""
-    return -trial.loss if math.isnan(trial.accuracy) else trial.accuracy
-
-
-def margin(one: Sequence[Trial], other: Sequence[Trial]) -> str:
-    """The difference of two settings' means in words, with its 95% interval over seeds (Welch) where there are any."""
-    a, b = [score(trial) for trial in one], [score(trial) for trial in other]
-    difference = fmean(a) - fmean(b)
-    if len(a) < 2 or len(b) < 2:
-        return f"{difference:+.4f}, of a single seed each at the least: no interval, so it may be noise"
-    test = stats.ttest_ind(a, b, equal_var=False)
-    low, high = test.confidence_interval(0.95) if stdev(a) or stdev(b) else (difference, difference)
-    verdict = "beyond the noise" if low > 0 or high < 0 else "within the noise"
-    return f"{difference:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {len(a)} and {len(b)} seeds): {verdict}"
-
-
-def _by_setting(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Groups of one setting, in the order in which they were proposed."""
-    groups: dict[tuple, list[Trial]] = {}
-    for trial in sorted(trials, key=lambda trial: trial.name):
-        groups.setdefault(tuple(sorted(trial.setting.items())), []).append(trial)
-    return list(groups.values())
-
-
 def _words(trial: Trial) -> str:
     setting = trial.setting
     words = f"temperature {'learned from' if setting.get(LEARNED) else 'fixed at'} {setting[INITIAL]:g}"
     words += f", logit scale at most {setting[CLAMP]:g}"
     return words + (f", bias from {setting[BIAS]:g}" if BIAS in setting else "")
-
-
-def _number(group: Sequence[Trial]) -> str:
-    scores = [abs(score(trial)) for trial in group]
-    spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
-    return f"{fmean(scores):.4f}{spread} ({len(scores)} seed{'s' if len(scores) > 1 else ''})"
 
 
 def _row(group: Sequence[Trial]) -> dict[str, Any]:

@@ -75,10 +75,42 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
     assert again.returncode != 0 and "holds a study already" in again.stderr
 
 
+@pytest.mark.timeout(900)
+def test_a_scaling_study_ends_in_a_recipe_that_runs(tmp_path):
+    recipe = write_data(str(tmp_path / "data"))
+    recipe["model"]["vision"] = {"kind": "vit", "layers": [2], "width": 64, "patch_size": 8, "heads": 2}
+    recipe["train"].update(num_workers=1, epochs=2, log_every=2)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    asked = ["--study", "scaling", "--compute", "1,2", "--trials", "4", "--base", str(file)]
+    done = subprocess.run([*COMMAND, *asked], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    report = tmp_path / "data/runs/tune-scaling/report"
+    table = pandas.read_parquet(report / "trials.parquet").sort_values("name")
+    assert list(table["state"]) == ["done"] * 4 and set(table["samples"]) == {960}
+    # Two models of each budget, whose training took as many operations to 3%.
+    first, second, third, fourth = table["flops"]
+    assert second / first == pytest.approx(1, rel=0.03) and fourth / third == pytest.approx(1, rel=0.03)
+    assert third / first == pytest.approx(2, rel=0.05)
+    text = (report / "report.md").read_text()
+    assert "Budget 1:" in text and "Budget 2:" in text
+    # Two budgets are no law, and that is said.
+    assert any("budgets" in line and "Best of each budget" in line for line in text.splitlines())
+
+    pretrain = [sys.executable, str(REPOSITORY / "jobs/pretrain.py"), "--config", str(report / "recipe.yaml")]
+    run = subprocess.run(
+        [*pretrain, "--train.max_steps", "3"], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-3000:]
+    assert (tmp_path / "data/runs/shapes-x4/final/config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--trials", "2"], "--trials 2"),
+        (["--study", "scaling", "--compute", "0.0001"], "smallest"),
+        (["--study", "scaling", "--compute", "one"], "--compute one"),
         (["--model.init_temprature", "0.1"], "init_temperature"),
         (["--resume", "nowhere/at-all"], "nowhere/at-all"),
         (["--resume", "nowhere", "--train.epochs", "3"], "--train.epochs"),

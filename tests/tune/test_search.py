@@ -52,6 +52,16 @@ def test_without_accuracy_the_smaller_loss_is_better():
     assert {search.suggest("t3")["setting"]["x"], search.suggest("t4")["setting"]["x"]} == {0, 1}
 
 
+def test_groups_have_contenders_of_their_own():
+    """The second group is worse in all, and gets as many seeds."""
+    search = SettingsThenSeeds(SETTINGS, trials=8, groups=[1, 1, 2, 2], contenders=1)
+    for number, accuracy in enumerate((0.8, 0.9, 0.2, 0.1)):
+        search.suggest(f"t{number}")
+        end(search, f"t{number}", accuracy)
+    more = [search.suggest(f"t{number}")["setting"]["x"] for number in range(4, 8)]
+    assert sorted(more) == [0, 1, 1, 2]  # the best of each group, and its reference; never 3
+
+
 def test_it_goes_on_from_what_was_saved(tmp_path):
     search = SettingsThenSeeds(SETTINGS, trials=6)
     for number in range(4):

@@ -8,6 +8,7 @@ from scipy import stats
 
 from orchestrator.config import ConfigError, ModelConfig
 from orchestrator.tune import temperature
+from orchestrator.tune.comparison import margin
 from orchestrator.tune.temperature import CLAMP, INITIAL, LEARNED
 from orchestrator.tune.trial import Trial
 
@@ -55,7 +56,7 @@ def test_a_clear_winner_is_named_with_its_margin():
 def test_the_margin_is_welchs():
     rng = np.random.default_rng(0)
     a, b = rng.normal(0.50, 0.02, 4), rng.normal(0.48, 0.05, 6)
-    ours = temperature.margin(
+    ours = margin(
         [trial(0.02, True, n, x) for n, x in enumerate(a)], [trial(0.07, True, n, x) for n, x in enumerate(b)]
     )
     low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
@@ -64,7 +65,7 @@ def test_the_margin_is_welchs():
 
 
 def test_single_seeds_give_no_interval():
-    said = temperature.margin([trial(0.02, True, 0, 0.5)], [trial(0.07, True, 0, 0.4)])
+    said = margin([trial(0.02, True, 0, 0.5)], [trial(0.07, True, 0, 0.4)])
     assert "+0.1000" in said and "no interval" in said
 
 

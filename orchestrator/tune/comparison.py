@@ -1,0 +1,56 @@
+"""Settings against each other: means over seeds, and whether a difference is more than noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+from orchestrator.tune.trial import Trial
+
+
+def score(trial: Trial) -> float:
+    """What is to be large: accuracy, or where none was measured the negative loss."""
+    return -trial.loss if math.isnan(trial.accuracy) else trial.accuracy
+
+
+def margin(one: Sequence[Trial], other: Sequence[Trial]) -> str:
+    """The difference of two settings' means in words, with its 95% interval over seeds (Welch) where there are any."""
+    a, b = [score(trial) for trial in one], [score(trial) for trial in other]
+    difference = fmean(a) - fmean(b)
+    if len(a) < 2 or len(b) < 2:
+        return f"{difference:+.4f}, of a single seed each at the least: no interval, so it may be noise"
+    test = stats.ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval(0.95) if stdev(a) or stdev(b) else (difference, difference)
+    verdict = "beyond the noise" if low > 0 or high < 0 else "within the noise"
+    return f"{difference:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {len(a)} and {len(b)} seeds): {verdict}"
+
+
+def mean(group: Sequence[Trial]) -> float:
+    """Of the scores of one setting's trials."""
+    return fmean(map(score, group))
+
+
+def spread(group: Sequence[Trial]) -> str:
+    """Mean and standard deviation over seeds, in words."""
+    what = "loss" if any(math.isnan(trial.accuracy) for trial in group) else "accuracy"
+    scores = [abs(score(trial)) for trial in group]
+    deviation = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
+    return f"{what} {fmean(scores):.4f}{deviation} ({len(scores)} seed{'s' if len(scores) > 1 else ''})"
+
+
+def setting_key(setting: Mapping[str, Any]) -> str:
+    """The same for equal settings."""
+    return json.dumps(setting, sort_keys=True)
+
+
+def by_setting(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Trials of each setting, in the order in which they were proposed."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.name):
+        groups.setdefault(setting_key(trial.setting), []).append(trial)
+    return groups
