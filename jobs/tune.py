@@ -3,6 +3,7 @@
 python jobs/tune.py --study temperature --base demo --trials 12
 ray job submit --working-dir . -- python jobs/tune.py --study scaling --base demo --compute 1,2,4 --trials 18
 python jobs/tune.py --resume runs/tune-temperature                               # after a crash, goes on
+python jobs/tune.py --resume runs/tune-temperature --only_report                 # of the trials that there are
 python jobs/tune.py --study temperature --trials 4 --train.max_steps 20          # smoke; any option of a run may follow
 """
 

@@ -16,7 +16,7 @@ from orchestrator.tune.question import Question
 from orchestrator.tune.report import write_report
 from orchestrator.tune.scaling import Scaling
 from orchestrator.tune.search import SettingsThenSeeds
-from orchestrator.tune.study import Measure, Study, run_study
+from orchestrator.tune.study import Measure, Study, read_trials, run_study
 from orchestrator.tune.temperature import Temperature
 
 STUDIES = ("scaling", "temperature")
@@ -33,6 +33,7 @@ class Asked:
     at_once : trials side by side; 0: as many as the cluster has room for
     compute : budgets of a scaling study, as multiples of the base model's operations
     equal : samples or compute: what the trials of a scaling study have alike
+    only_report : make no trial, only the report of those that there are
     """
 
     study: Study
@@ -40,6 +41,7 @@ class Asked:
     at_once: int
     compute: tuple[float, ...] = (1.0, 2.0, 4.0)
     equal: str = "samples"
+    only_report: bool = False
 
     def question(self) -> Question:
         """What the study asks.
@@ -76,9 +78,12 @@ def parse(argv: list[str], description: str) -> Asked:
     parser.add_argument("--at_once", type=int, default=0, help="trials side by side; 0: as many as there is room for")
     parser.add_argument("--name", default="", help="of the study's folder under run.storage_path")
     parser.add_argument("--resume", default="", metavar="FOLDER", help="of a study that was cut off")
+    parser.add_argument("--only_report", action="store_true", help="with --resume: of the trials that there are")
     known, rest = parser.parse_known_args(argv)
     if known.resume:
-        return _resume(known.resume.rstrip("/"), rest)
+        return dataclasses.replace(_resume(known.resume.rstrip("/"), rest), only_report=known.only_report)
+    if known.only_report:
+        raise ConfigError("--only_report: name the study with --resume FOLDER")
     base = cli.parse(["--config", known.base, *rest], description)
     name = known.name or f"tune-{known.study}"
     uri = storage.join(storage.absolute(base.run.storage_path), name)
@@ -120,8 +125,11 @@ def run(asked: Asked, measure: Measure) -> str:
         study.config(setting, f"{place:03d}", study.base.run.seed)
     study.prepare()
     storage.write_bytes(storage.join(study.uri, "study.json"), asked.to_json())
-    search = SettingsThenSeeds(settings, asked.trials, study.base.run.seed, question.groups())
-    trials = run_study(study, search, asked.trials, measure, asked.at_once or room_for(study.base))
+    if asked.only_report:
+        trials = read_trials(study)
+    else:
+        search = SettingsThenSeeds(settings, asked.trials, study.base.run.seed, question.groups())
+        trials = run_study(study, search, asked.trials, measure, asked.at_once or room_for(study.base))
     answer = question.answer(trials)
     print("\n".join(answer.sentences), flush=True)
     report = storage.join(study.uri, "report")

@@ -1,4 +1,4 @@
-"""What a study shows while it runs: a line for each trial that starts, moves or ends."""
+"""What a study shows while it runs: a table in a terminal, a line for each trial that moves in a log."""
 
 from __future__ import annotations
 
@@ -7,48 +7,90 @@ import time
 from typing import Any
 
 from ray import tune
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
 
-class Table(tune.Callback):
-    """Prints what becomes of trials.
+class StudyDisplay(tune.Callback):
+    """Shows what becomes of trials.
 
     Parameters
     ----------
     trials : in all
-    interval_s : seconds between two lines of one trial
+    interval_s : seconds between two lines of one trial, in a log
+    console : to show it on; None: standard output
     """
 
-    def __init__(self, trials: int, interval_s: float = 30.0):
+    def __init__(self, trials: int, interval_s: float = 30.0, console: Console | None = None):
         self._trials, self._interval_s = trials, interval_s
+        self._console = console or Console()
         self._shown: dict[str, float] = {}
-        self._ended = 0
+        self._newest: dict[str, dict[str, Any]] = {}
+        self._live: Live | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune keeps it with its records; a terminal cannot be kept.
+        return {"_trials": self._trials, "_interval_s": self._interval_s}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_trials"], state["_interval_s"])  # type: ignore[misc]
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        now = time.monotonic()
-        name = result["config"]["name"]
-        if result.get("finished"):
-            self._ended += 1
-        elif now - self._shown.get(name, -math.inf) < self._interval_s:
-            return
-        self._shown[name] = now
-        print(f"[{self._ended}/{self._trials}] {describe(result)}", flush=True)
+        now, name = time.monotonic(), result["config"]["name"]
+        self._newest[name] = result
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=2)
+                self._live.start()
+            self._live.update(self.table())
+        elif result.get("finished") or now - self._shown.get(name, -math.inf) >= self._interval_s:
+            self._shown[name] = now
+            print(f"[{self.ended}/{self._trials}] {line(result)}", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        print(f"[{self._ended}/{self._trials}] {trial.config['name']}: failed; {trial.error_file}", flush=True)
+        self._console.print(f"{trial.config['name']}: failed; {trial.error_file}", markup=False, soft_wrap=True)
+
+    def on_experiment_end(self, trials: list, **info: Any) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    @property
+    def ended(self) -> int:
+        """Trials that were seen to end."""
+        return sum(bool(result.get("finished")) for result in self._newest.values())
+
+    def table(self) -> Table:
+        """A row for each trial that has reported."""
+        table = Table(title=f"{self.ended} of {self._trials} trials have ended", title_justify="left")
+        for column in ("trial", "setting", "seed", "step", "loss", "accuracy", "FLOPs", "seconds", "ETA"):
+            table.add_column(column, justify="left" if column in ("trial", "setting") else "right")
+        for name, result in sorted(self._newest.items()):
+            table.add_row(name, *_cells(result))
+        return table
 
 
-def describe(result: dict[str, Any]) -> str:
-    """One line about a trial: its setting, where it is, and what it has cost."""
+def line(result: dict[str, Any]) -> str:
+    """A trial in a log: its setting, where it is, and what it has cost."""
+    setting, seed, step, loss, accuracy, flops, seconds, eta = _cells(result)
+    start = f"{result['config']['name']}: {setting} seed={seed}"
+    if result.get("error"):
+        return f"{start}  stopped: {result['error']}"
+    parts = [start, f"step {step}", f"loss {loss}"]
+    parts += [f"accuracy {accuracy}"] if accuracy else []
+    parts += [f"{flops} FLOPs", f"{seconds} s"]
+    parts += [f"ETA {eta}"] if eta else []
+    return "  ".join(parts)
+
+
+def _cells(result: dict[str, Any]) -> list[str]:
     config = result["config"]
     setting = " ".join(f"{option.rpartition('.')[2]}={value}" for option, value in config["setting"].items())
-    parts = [f"{config['name']}: {setting} seed={config['seed']}"]
     if result.get("error"):
-        return f"{parts[0]}  stopped: {result['error']}"
-    parts.append(f"step {result['step']}  loss {result['loss']:.3f}")
-    if not math.isnan(result["accuracy"]):
-        parts.append(f"accuracy {result['accuracy']:.1%}")
-    parts.append(f"{result['flops']:.2e} FLOPs  {result['seconds']:.0f} s")
-    if not result["finished"]:
-        eta = int(result["eta_s"])
-        parts.append(f"ETA {eta // 3600}:{eta % 3600 // 60:02d}:{eta % 60:02d}")
-    return "  ".join(parts)
+        return [setting, str(config["seed"]), "", "stopped", "", "", "", ""]
+    accuracy = "" if math.isnan(result["accuracy"]) else f"{result['accuracy']:.1%}"
+    eta = int(result["eta_s"])
+    left = "" if result["finished"] else f"{eta // 3600}:{eta % 3600 // 60:02d}:{eta % 60:02d}"
+    numbers = [f"{result['loss']:.3f}", accuracy, f"{result['flops']:.2e}", f"{result['seconds']:.0f}", left]
+    return [setting, str(config["seed"]), str(result["step"]), *numbers]

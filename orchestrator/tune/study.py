@@ -32,7 +32,7 @@ from orchestrator.model.scaling import count_flops
 from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain
-from orchestrator.tune.progress import Table
+from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.trial import Trial
 
 # The share of a run's last records that its loss is the mean of: single steps are noisy.
@@ -193,7 +193,7 @@ def run_study(
                 storage_path=folder,
                 storage_filesystem=filesystem,
                 failure_config=tune.FailureConfig(max_failures=max_failures),
-                callbacks=[Table(trials)],
+                callbacks=[StudyDisplay(trials)],
                 verbose=0,
             ),
         )

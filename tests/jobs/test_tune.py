@@ -51,6 +51,18 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
     assert done != cut_off
     finished_at, before = (done / "final/config.json").stat().st_mtime_ns, records(cut_off)
 
+    # What there is can be reported without going on.
+    so_far = subprocess.run(
+        [*COMMAND, "--resume", str(study), "--only_report"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert so_far.returncode == 0, so_far.stdout[-5000:] + so_far.stderr[-3000:]
+    assert sorted(pandas.read_parquet(study / "report/trials.parquet")["state"]) == ["done", "running"]
+    assert "Unfinished" in (study / "report/report.md").read_text()
+
     resumed = subprocess.run([*COMMAND, "--resume", str(study)], env=ENVIRONMENT, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stdout[-5000:] + resumed.stderr[-3000:]
     assert (done / "final/config.json").stat().st_mtime_ns == finished_at
