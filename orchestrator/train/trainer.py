@@ -82,8 +82,8 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
         )
     manifest, tokenizer = open_data(config, run)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    total_steps = _total_steps(manifest.samples, config)
-    if total_steps < 1:
+    steps = total_steps(manifest.samples, config)
+    if steps < 1:
         raise TrainingStopped(
             f"train.global_batch={config.train.global_batch}: more than the {manifest.samples} samples of "
             f"{config.train.epochs} epochs; lower it or add data"
@@ -95,7 +95,7 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
     bad = RejectLedger(manifest, config.data.max_reject_share)
     if start.step:
         bad.restore(run.checkpoints.rejects(start.step))
-        print(f"continuing {config.run.name} from step {start.step} of {total_steps}", flush=True)
+        print(f"continuing {config.run.name} from step {start.step} of {steps}", flush=True)
     # They live where this process does: the loss of another node must not take them.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     rejects = RejectActor.options(scheduling_strategy=here).remote(bad)  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
         manifest=manifest,
         tokenizer=tokenizer,
         transform=image_transform(config),
-        total_steps=total_steps,
+        total_steps=steps,
         # The backward pass does twice the work of the forward pass.
         flops_a_pair=3 * sum(dataclasses.astuple(count_flops(config.model))),
         board=board,
@@ -128,7 +128,8 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
     return run
 
 
-def _total_steps(samples: int, config: Config) -> int:
+def total_steps(samples: int, config: Config) -> int:
+    """Optimiser steps of a whole run on data of so many samples."""
     full, rest = divmod(samples * config.train.epochs, config.train.global_batch)
     steps = full + (rest > 0 and full > 0)
     return min(steps, config.train.max_steps) if config.train.max_steps else steps

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from typing import Any
 
 import ray
 
@@ -16,7 +17,7 @@ from orchestrator.tune.question import Question
 from orchestrator.tune.report import write_report
 from orchestrator.tune.scaling import Scaling
 from orchestrator.tune.search import SettingsThenSeeds
-from orchestrator.tune.study import Measure, Study, read_trials, run_study
+from orchestrator.tune.study import Measure, Study, early_stopping, read_trials, run_study
 from orchestrator.tune.temperature import Temperature
 
 STUDIES = ("scaling", "temperature")
@@ -33,6 +34,7 @@ class Asked:
     at_once : trials side by side; 0: as many as the cluster has room for
     compute : budgets of a scaling study, as multiples of the base model's operations
     equal : samples or compute: what the trials of a scaling study have alike
+    stop_early : trials that fall behind others of the same compute
     only_report : make no trial, only the report of those that there are
     """
 
@@ -41,6 +43,7 @@ class Asked:
     at_once: int
     compute: tuple[float, ...] = (1.0, 2.0, 4.0)
     equal: str = "samples"
+    stop_early: bool = False
     only_report: bool = False
 
     def question(self) -> Question:
@@ -56,8 +59,14 @@ class Asked:
 
     def to_json(self) -> bytes:
         """All but the base configuration, which lies beside it."""
-        state = {"format": 1, "question": self.study.question, "trials": self.trials, "at_once": self.at_once}
-        return json.dumps({**state, "compute": self.compute, "equal": self.equal}, indent=1).encode()
+        state: dict[str, Any] = {
+            "format": 1,
+            "question": self.study.question,
+            "trials": self.trials,
+            "at_once": self.at_once,
+        }
+        state |= {"compute": self.compute, "equal": self.equal, "stop_early": self.stop_early}
+        return json.dumps(state, indent=1).encode()
 
 
 def parse(argv: list[str], description: str) -> Asked:
@@ -76,6 +85,7 @@ def parse(argv: list[str], description: str) -> Asked:
     parser.add_argument("--compute", default="1,2,4", help="scaling: budgets, as multiples of the base model's")
     parser.add_argument("--equal", choices=("samples", "compute"), default="samples", help="scaling: for all trials")
     parser.add_argument("--at_once", type=int, default=0, help="trials side by side; 0: as many as there is room for")
+    parser.add_argument("--stop_early", action="store_true", help="trials that fall behind others of the same compute")
     parser.add_argument("--name", default="", help="of the study's folder under run.storage_path")
     parser.add_argument("--resume", default="", metavar="FOLDER", help="of a study that was cut off")
     parser.add_argument("--only_report", action="store_true", help="with --resume: of the trials that there are")
@@ -93,7 +103,7 @@ def parse(argv: list[str], description: str) -> Asked:
         compute = tuple(float(part) for part in known.compute.split(","))
     except ValueError:
         raise ConfigError(f"--compute {known.compute}: numbers with commas between, such as 1,2,4") from None
-    return Asked(Study(known.study, uri, base), known.trials, known.at_once, compute, known.equal)
+    return Asked(Study(known.study, uri, base), known.trials, known.at_once, compute, known.equal, known.stop_early)
 
 
 def _resume(folder: str, rest: list[str]) -> Asked:
@@ -109,7 +119,8 @@ def _resume(folder: str, rest: list[str]) -> Asked:
         base = cli.parse(["--config", file], "")
     saved = json.loads(storage.read_bytes(storage.join(uri, "study.json")))
     study = Study(saved["question"], uri, base)
-    return Asked(study, saved["trials"], saved["at_once"], tuple(saved["compute"]), saved["equal"])
+    known = {key: saved[key] for key in ("trials", "at_once", "equal", "stop_early")}
+    return Asked(study, compute=tuple(saved["compute"]), **known)
 
 
 def run(asked: Asked, measure: Measure) -> str:
@@ -129,7 +140,9 @@ def run(asked: Asked, measure: Measure) -> str:
         trials = read_trials(study)
     else:
         search = SettingsThenSeeds(settings, asked.trials, study.base.run.seed, question.groups())
-        trials = run_study(study, search, asked.trials, measure, asked.at_once or room_for(study.base))
+        scheduler = early_stopping([study.flops(setting) for setting in settings]) if asked.stop_early else None
+        at_once = asked.at_once or room_for(study.base)
+        trials = run_study(study, search, asked.trials, measure, at_once, scheduler)
     answer = question.answer(trials)
     print("\n".join(answer.sentences), flush=True)
     report = storage.join(study.uri, "report")

@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator import storage
@@ -31,7 +32,7 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.model.scaling import count_flops
 from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.run import RunDirectory
-from orchestrator.train.trainer import TrainingStopped, open_data, pretrain
+from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.trial import Trial
 
@@ -102,6 +103,12 @@ class Study:
             run.save(to_yaml(config), shared.load_manifest(), shared.load_tokenizer())
         return run.load_manifest()
 
+    def flops(self, setting: Mapping[str, Any]) -> float:
+        """Floating point operations of a whole trial of a setting; the study must be prepared."""
+        config = self.config(setting, "counted", 0)
+        steps = total_steps(self._shared().load_manifest().samples, config)
+        return steps * config.train.global_batch * 3.0 * sum(dataclasses.astuple(count_flops(config.model)))
+
 
 class _Reporter(ProgressDisplay):
     """Tells Tune, rather than a terminal, what a run records."""
@@ -151,8 +158,31 @@ def run_trial(spec: dict[str, Any], study: Study, measure: Measure) -> None:
     tune.report(ended)
 
 
+def early_stopping(flops: Sequence[float], keep: float = 3.0) -> TrialScheduler:
+    """Stops a trial whose loss is not among the best `1 / keep` of those that have spent as much compute.
+
+    Parameters
+    ----------
+    flops : floating point operations of whole trials
+    keep : at each `keep`-fold amount of compute, from a ninth of the cheapest trial on
+
+    Source: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning (ASHA). Compute in place of steps, so
+    that a large model is not held against a small one that was cheaper.
+    """
+    return AsyncHyperBandScheduler(
+        time_attr="flops", metric="loss", mode="min", max_t=int(max(flops) * 2), grace_period=int(min(flops) / 9),
+        reduction_factor=keep,
+    )  # fmt: skip
+
+
 def run_study(
-    study: Study, search: Searcher, trials: int, measure: Measure, at_once: int, max_failures: int = 1
+    study: Study,
+    search: Searcher,
+    trials: int,
+    measure: Measure,
+    at_once: int,
+    scheduler: TrialScheduler | None = None,
+    max_failures: int = 1,
 ) -> list[Trial]:
     """Make all trials of a study, or those that are still to be made. Ray must be initialised.
 
@@ -163,6 +193,7 @@ def run_study(
     trials : in all
     measure : as of run_trial
     at_once : trials that run side by side
+    scheduler : stops trials early; None: every trial runs to its end
     max_failures : times that a trial is tried again
 
     Returns
@@ -182,9 +213,10 @@ def run_study(
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 num_samples=trials,
+                scheduler=scheduler,
                 max_concurrent_trials=at_once,
-                metric="loss",
-                mode="min",
+                metric=None if scheduler else "loss",  # else the scheduler's own
+                mode=None if scheduler else "min",
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
             ),
@@ -218,7 +250,9 @@ def trial_of(result: tune.Result) -> Trial:
     """A row from what Tune knows of a trial."""
     spec, newest = result.config or {}, result.metrics or {}
     error = str(result.error) if result.error else str(newest.get("error") or "")
-    state: Any = "failed" if error else "done" if newest.get("finished") else "running"
+    # What Tune has ended although it had more to do was stopped.
+    unfinished = "stopped" if newest.get("done") else "running"
+    state: Any = "failed" if error else "done" if newest.get("finished") else unfinished
     path: Sequence[Mapping[str, Any]] = []
     if result.metrics_dataframe is not None and "step" in result.metrics_dataframe:
         frame = result.metrics_dataframe.dropna(subset=["step", "logit_scale"])

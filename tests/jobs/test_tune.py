@@ -88,6 +88,22 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.timeout(900)
+def test_trials_that_fall_behind_are_stopped(tmp_path):
+    recipe = write_data(str(tmp_path / "data"))
+    recipe["train"].update(num_workers=1, epochs=6, log_every=1)
+    # The second setting holds the temperature where nothing is learned; the first learns it.
+    recipe["model"]["init_temperature"] = 0.5
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    asked = ["--trials", "4", "--at_once", "1", "--stop_early", "--base", str(file)]
+    done = subprocess.run([*COMMAND, *asked], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    table = pandas.read_parquet(tmp_path / "data/runs/tune-temperature/report/trials.parquet").set_index("name")
+    assert table.loc["000-0", "state"] == "done" and table.loc["001-0", "state"] == "stopped"
+    assert 60 // 9 <= table.loc["001-0", "step"] < 60 and table.loc["001-0", "flops"] < table.loc["000-0", "flops"]
+
+
+@pytest.mark.timeout(900)
 def test_a_scaling_study_ends_in_a_recipe_that_runs(tmp_path):
     recipe = write_data(str(tmp_path / "data"))
     recipe["model"]["vision"] = {"kind": "vit", "layers": [2], "width": 64, "patch_size": 8, "heads": 2}
