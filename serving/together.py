@@ -82,11 +82,12 @@ class Together:
     async def _finish(self, batch: list[tuple[Any, asyncio.Future[Any]]]) -> None:
         try:
             results = await self._do([one for one, _ in batch])
+            pairs = list(zip(batch, results, strict=True))
         except Exception as error:
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
             return
-        for (_, answer), result in zip(batch, results, strict=True):
+        for (_, answer), result in pairs:
             if not answer.done():
                 answer.set_result(result)
