@@ -2,7 +2,7 @@
 
     python benchmarks/model.py                              # what suits this device
     python benchmarks/model.py --models vit-b-32 --batch 16 --repeats 3
-    python benchmarks/model.py --compile                    # our blocks through torch.compile
+    python benchmarks/model.py --compile                    # our blocks through torch.compile beside; as on a GPU
 
 Both sides take the same pictures, the same captions (padded to 77; lengths log-normal with a mean near 16 tokens), the
 same precision, batch, loss and fused AdamW, and take turns, a step each. transformers computes all 77 positions; a
@@ -39,6 +39,7 @@ from orchestrator.model.clip import CLIP
 from orchestrator.model.layouts import config_to_hugging_face
 from orchestrator.model.scaling import count_flops
 from orchestrator.objectives import info_nce
+from orchestrator.train.meter import peak_flops
 from orchestrator.train.optim import make_optimizer
 from orchestrator.train.step import uses_bf16
 
@@ -46,8 +47,6 @@ FAMILY = tuple(recipe for recipe in cli.recipe_names() if recipe != "demo")
 SMALL = ("vit-b-32", "rn50", "vit-b-16")
 START, END = 49406, 49407  # of the released vocabulary
 MEAN_TOKENS, SIGMA = 16, 0.45
-# Dense bf16 operations a second, from NVIDIA's data sheets.
-PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def captions(batch: int, context: int) -> torch.Tensor:
@@ -95,7 +94,8 @@ def _flops(model: ModelConfig, tokens: int) -> float:
 
 
 def _ours(config: Any, image: torch.Tensor, tokens: torch.Tensor, autocast: Any, compiled: bool) -> Side:
-    model = CLIP(config.model).to(image.device)
+    with image.device:
+        model = CLIP(config.model)
     model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         model.compile_blocks()
@@ -117,8 +117,8 @@ def _transformers(config: Any, image: torch.Tensor, tokens: torch.Tensor, autoca
     """CLIPModel on captions of 77 tokens, and the same model on captions cut to the longest."""
     from transformers import CLIPConfig, CLIPModel
 
-    model: nn.Module = CLIPModel(CLIPConfig(**config_to_hugging_face(config.model))).train()
-    model.to(image.device)
+    with image.device:
+        model: nn.Module = CLIPModel(CLIPConfig(**config_to_hugging_face(config.model))).train()
     optimizer = make_optimizer(model, config.optim)
     longest = int(tokens.argmax(dim=-1).max()) + 1
     for name, taken in (("transformers", tokens), ("transformers, cut captions", tokens[:, :longest].contiguous())):
@@ -133,6 +133,14 @@ def _transformers(config: Any, image: torch.Tensor, tokens: torch.Tensor, autoca
             return forward(loss=True).loss
 
         yield Side(name, forward, _training_step(loss, optimizer), _flops(config.model, taken.shape[1]))
+
+
+def _batch(recipe: str, device: torch.device) -> int:
+    """Pairs that make a step long enough to measure, and short enough to repeat."""
+    if device.type == "cpu":
+        return 16
+    flops = sum(dataclasses.astuple(count_flops(cli.parse(["--config", recipe, "--data.train", "none"], "").model)))
+    return min(1024, 2 ** int(math.log2(1.5e14 / (3 * flops))))
 
 
 def _synchronize(device: torch.device) -> None:
@@ -173,13 +181,26 @@ def measure(recipe: str, batch: int, repeats: int, device: torch.device, compile
     return rows
 
 
+def _measure_what_fits(*what: Any) -> list[dict[str, Any]]:
+    recipe, batch, *others = what
+    while batch:
+        try:
+            return measure(recipe, batch, *others)
+        except torch.OutOfMemoryError:
+            batch //= 2
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    raise SystemExit(f"error: {recipe} does not fit on this device, a pair at a time; leave it out with --models")
+
+
 def peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Operations a second that the device can do at most, and where that figure comes from."""
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        known = [value for key, value in PEAK_BF16.items() if key in name]
+        known = peak_flops(torch.cuda.get_device_name(device))
         if known:
-            return known[0], "specification"
+            return known, "specification"
     best = 0.0
     for side in (1024, 2048, 4096):
         a, b = torch.randn(side, side, device=device, dtype=dtype), torch.randn(side, side, device=device, dtype=dtype)
@@ -195,9 +216,11 @@ def peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=FAMILY, help="default: the small ones on a CPU, all on a GPU")
-    parser.add_argument("--batch", type=int, help="pairs a step (default: 16 on a CPU, 256 on a GPU)")
+    parser.add_argument("--batch", type=int, help="pairs a step; halved where they do not fit")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="a row of ours with torch.compile beside the plain one")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="ours with torch.compile, too (default: on a GPU)"
+    )
     arguments = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -205,18 +228,11 @@ def main() -> None:
     dtype = torch.bfloat16 if uses_bf16("auto", device) else torch.float32
     at_most, source = peak(device, dtype)
     rows: list[dict[str, Any]] = []
-    left_out: dict[str, str] = {}
+    compiled = on_gpu if arguments.compile is None else arguments.compile
     for recipe in arguments.models or (FAMILY if on_gpu else SMALL):
-        try:
-            batch = arguments.batch or (256 if on_gpu else 16)
-            measured = measure(recipe, batch, arguments.repeats, device, arguments.compile)
-        except torch.OutOfMemoryError:
-            left_out[recipe] = "does not fit"
-            continue
-        finally:
-            gc.collect()
-            if on_gpu:
-                torch.cuda.empty_cache()
+        measured = _measure_what_fits(
+            recipe, arguments.batch or _batch(recipe, device), arguments.repeats, device, compiled
+        )
         for row in measured:
             row["mfu"] = row["flops_per_s"] / at_most
             print(f"  {json.dumps(row)}", file=sys.stderr, flush=True)
@@ -231,8 +247,6 @@ def main() -> None:
             f"| {row['model']} | {row['kind']} | {row['side']} | {row['batch']} | {1e3 * row['seconds']:.0f} "
             f"| {row['pairs_per_s']:.1f} | {row['mfu']:.0%} |"
         )
-    for recipe, why in left_out.items():
-        print(f"| {recipe} | {why} | | | | | |")
 
     found = {(row["model"], row["kind"], row["side"]): row for row in rows}
     goals = {}
@@ -250,7 +264,7 @@ def main() -> None:
         goals["mfu_vit_l_14"] = {"value": round(max(large), 3), "goal": 0.45, "met": max(large) >= 0.45}
     machine = {"device": hardware, "dtype": str(dtype), "peak": at_most, "torch": torch.__version__}
     print()
-    print(json.dumps({"benchmark": "model", "machine": machine, "rows": rows, "left_out": left_out, "goals": goals}))
+    print(json.dumps({"benchmark": "model", "machine": machine, "rows": rows, "goals": goals}))
 
 
 if __name__ == "__main__":

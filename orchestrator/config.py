@@ -191,7 +191,8 @@ class TrainConfig:
         arithmetic is the faster one, else fp32
     checkpoint_activations : keep only each block's input for the backward pass and compute the rest again: less memory,
         about a third more work, the same result
-    compile : have torch.compile fuse each block's operations; needs a C++ compiler on the training nodes
+    compile : have torch.compile fuse each block's operations; needs a C++ compiler on the training nodes. auto: on a
+        GPU whose node has one, unless deterministic or fsdp is asked for
     trace : with every checkpoint, write which samples each step trained on since the one before, to trace/*.jsonl of
         the run: {step, samples: [[epoch, shard, index], ...]}
     deterministic : the same data in the same order and deterministic kernels: a continued run equals one that never
@@ -219,7 +220,7 @@ class TrainConfig:
     torch_threads: int = 0
     precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
     checkpoint_activations: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     trace: bool = False
     deterministic: bool = False
     checkpoint_every: int = 1000

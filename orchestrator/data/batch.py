@@ -9,10 +9,13 @@ A batch is a dict of numpy arrays, B samples of this worker:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 IMAGE, TOKENS, SAMPLE = "image", "tokens", "sample"
 Columns = dict[str, np.ndarray]
+Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
 # 15 bits of epoch, 24 of shard, 24 of index fill a positive int64.
 _SHARD_BITS = _INDEX_BITS = 24
@@ -63,8 +66,24 @@ def take(columns: Columns, start: int, stop: int) -> Columns:
     return {name: column[start:stop] for name, column in columns.items()}
 
 
-def join(parts: list[Columns]) -> Columns:
-    """Several batches as one."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def join(parts: list[Columns], allocate: Allocate | None = None) -> Columns:
+    """Several batches as one.
+
+    Parameters
+    ----------
+    parts : at least one
+    allocate : gives memory for an array of a shape and dtype, such as a GPU reads faster. None: ordinary memory, and a
+        single part is returned as it is
+    """
+    if allocate is None:
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    rows = count(parts)
+    return {
+        name: np.concatenate([part[name] for part in parts], out=allocate((rows, *like.shape[1:]), like.dtype))
+        for name, like in parts[0].items()
+    }
+
+
+def positions(columns: Columns) -> int:
+    """Text positions up to the last [EOS], the highest id: what the text tower computes."""
+    return int(columns[TOKENS].argmax(axis=1).max()) + 1

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 
-from orchestrator.data.batch import Columns, count, join, take
+from orchestrator.data.batch import Allocate, Columns, count, join, take
 
 
 class Feed:
@@ -18,10 +18,18 @@ class Feed:
     sizes : samples of each batch to come, without an end
     empty : columns of no sample
     prefetch : batches kept ready
+    allocate : gives the memory of whole batches; None: as it comes
     """
 
-    def __init__(self, blocks: Iterable[Columns], sizes: Iterator[int], empty: Columns, prefetch: int):
-        self._blocks, self._sizes, self._empty = iter(blocks), sizes, empty
+    def __init__(
+        self,
+        blocks: Iterable[Columns],
+        sizes: Iterator[int],
+        empty: Columns,
+        prefetch: int,
+        allocate: Allocate | None = None,
+    ):
+        self._blocks, self._sizes, self._empty, self._allocate = iter(blocks), sizes, empty, allocate
         self._ready: queue.Queue[tuple[Columns, bool] | BaseException] = queue.Queue(max(1, prefetch))
         self._ended = False
         threading.Thread(target=self._prepare, daemon=True, name="feed").start()
@@ -60,7 +68,7 @@ class Feed:
                         self._ready.put((join([self._empty, *held]), False))
                         return
                     held.append(block)
-                self._ready.put((join(_split(held, size) or [self._empty]), True))
+                self._ready.put((join(_split(held, size) or [self._empty], self._allocate), True))
         except BaseException as error:
             self._ready.put(error)
 

@@ -75,7 +75,9 @@ class CLIP(nn.Module):
     def forward(self, image_B3RR: Tensor, tokens_BT: Tensor) -> tuple[Tensor, ...]:
         """Image embeddings (B, D), text embeddings (B, D), the logit scale (the multiplier); with the sigmoid objective
         the bias, too."""
-        embeddings = self.encode_image(image_B3RR), self.encode_text(tokens_BT), self.logit_scale.exp()
+        # Texts first: their length has to come from the device, which has nothing else to do yet.
+        text_BD = self.encode_text(tokens_BT)
+        embeddings = self.encode_image(image_B3RR), text_BD, self.logit_scale.exp()
         return (*embeddings, self.logit_bias) if self.config.objective == "sigmoid" else embeddings
 
     def checkpoint_activations(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from orchestrator.model.transformer import Transformer
 
@@ -28,10 +29,12 @@ class VisionTransformer(nn.Module):
         self, image_size: int, patch_size: int, width: int, layers: int, heads: int, embed_dim: int, activation: str
     ):
         super().__init__()
-        patches = (image_size // patch_size) ** 2
+        self.patch_size = patch_size
+        positions = (image_size // patch_size) ** 2 + 1
+        # Holds the released checkpoints' weight; patches do not overlap, so that it is applied as a matrix.
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(positions, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, activation, causal=False)
         self.ln_post = nn.LayerNorm(width)
@@ -39,7 +42,7 @@ class VisionTransformer(nn.Module):
 
     def features(self, image_B3RR: Tensor) -> Tensor:
         """The features before the projection, (B, W): what a linear probe reads."""
-        patch_BPW = self.conv1(image_B3RR).flatten(2).transpose(1, 2)
+        patch_BPW = F.linear(patches(image_B3RR, self.patch_size), self.conv1.weight.permute(0, 2, 3, 1).flatten(1))
         class_B1W = self.class_embedding.to(patch_BPW.dtype).expand(patch_BPW.shape[0], 1, -1)
         x_BTW = torch.cat([class_B1W, patch_BPW], dim=1) + self.positional_embedding
         x_BTW = self.transformer(self.ln_pre(x_BTW))
@@ -47,3 +50,9 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image_B3RR: Tensor) -> Tensor:
         return self.features(image_B3RR) @ self.proj
+
+
+def patches(image_B3RR: Tensor, size: int) -> Tensor:
+    """Pictures cut into squares, row by row: (B, P, size * size * 3), colours last."""
+    rows_BrsRC = image_B3RR.permute(0, 2, 3, 1).unflatten(1, (-1, size))
+    return rows_BrsRC.unflatten(3, (-1, size)).transpose(2, 3).flatten(3).flatten(1, 2)

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from orchestrator import storage
-from orchestrator.config import Config, ConfigError
-from orchestrator.data.batch import SAMPLE, Columns, count, empty, unpack_sample
+from orchestrator.config import Config, ConfigError, TrainConfig
+from orchestrator.data.batch import SAMPLE, Columns, count, empty, positions, unpack_sample
 from orchestrator.data.images import ImageTransform
 from orchestrator.data.ledger import Ledger
 from orchestrator.data.manifest import Manifest, ShardChanged
@@ -30,6 +30,7 @@ from orchestrator.data.rejects import RejectLimitExceeded
 from orchestrator.inference.model_directory import save_model
 from orchestrator.model.clip import CLIP
 from orchestrator.model.compiler import missing_for_compile
+from orchestrator.model.scaling import Flops
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.checkpoint import CheckpointStore, Snapshot, TrainState, restore_tensors, snapshot_tensors
 from orchestrator.train.checkpoint_writer import CheckpointWriter
@@ -39,7 +40,7 @@ from orchestrator.train.optim import learning_rate, make_optimizer
 from orchestrator.train.parallel import share_gradients
 from orchestrator.train.preemption import PreemptionNotice
 from orchestrator.train.start import load_start
-from orchestrator.train.step import Outcome, Step
+from orchestrator.train.step import Outcome, Step, page_locked
 from orchestrator.train.supply import Supply
 from orchestrator.train.trackers import make_trackers
 
@@ -59,7 +60,7 @@ class Job:
     manifest : the shards
     tokenizer, transform : saved with the model
     total_steps : optimiser steps of the whole run
-    flops_a_pair : floating point operations of a forward and backward pass
+    flops : floating point operations of a forward pass of one pair
     board : actor handle of the RunBoard
     rejects : actor handle of the RejectActor
     card : text of the model card
@@ -71,7 +72,7 @@ class Job:
     tokenizer: Tokenizer
     transform: ImageTransform
     total_steps: int
-    flops_a_pair: float
+    flops: Flops
     board: Any
     rejects: Any
     card: str
@@ -129,7 +130,7 @@ class _Worker:
         self.supply = Supply(
             _blocks(), empty(config.model.image_size, config.model.text.context_length), train.global_batch,
             self.state.step, self.rank, self.world_size, self.control, train.deterministic,
-            config.data.prefetch_batches,
+            config.data.prefetch_batches, page_locked if self.device.type == "cuda" else None,
         )  # fmt: skip
         self.writer = self._patiently(self._make_writer) if self.rank == 0 else None
         self.checkpoints = CheckpointWriter(
@@ -138,7 +139,7 @@ class _Worker:
         self.notice = PreemptionNotice()
         if self.rank == 0:
             job.board.placed.remote(self.world_size)
-        self.meter = Meter(job.flops_a_pair, self.world_size, self.device)
+        self.meter = Meter(job.flops, config.model.text.context_length, self.world_size, self.device)
 
     def _patiently(self, action: Callable[[], Any]) -> Any:
         return storage.patiently(action, self.job.config.run.storage_patience_s)
@@ -180,7 +181,7 @@ class _Worker:
             self.mine.add(batch[SAMPLE])
             if train.trace:
                 self.trace.append((state.step, batch[SAMPLE].tolist()))
-            self.meter.add(samples)
+            self.meter.add(samples, positions(batch))
             skipped = 0 if outcome.finite else skipped + 1
             if skipped:
                 self._skip(outcome, batch, skipped)
@@ -299,18 +300,26 @@ def _build(config: Config, device: torch.device) -> CLIP:
         model.round_text_tower()
     if config.train.checkpoint_activations:
         model.checkpoint_activations()
-    if config.train.compile:
-        _require_compile()
+    if compiles(config.train, device):
         model.compile_blocks()
     return model
 
 
-def _require_compile() -> None:
+def compiles(train: TrainConfig, device: torch.device) -> bool:
+    """Whether blocks go through torch.compile on this device.
+
+    Raises
+    ------
+    ConfigError : asked for, and the node lacks something for it
+    """
     missing = missing_for_compile()
-    if missing:
+    if train.compile == "auto":
+        return device.type == "cuda" and train.parallel == "ddp" and not train.deterministic and not missing
+    if train.compile and missing:
         raise ConfigError(
             f"train.compile=True: {platform.node()} lacks {missing}; install it there or set train.compile to false"
         )
+    return train.compile
 
 
 def _blocks() -> Iterator[Columns]:

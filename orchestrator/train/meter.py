@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from orchestrator.model.scaling import Flops
+
 # Dense bf16 rates in FLOP/s that the makers state, by the start of the device's name.
 PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
@@ -21,26 +23,32 @@ PEAK_FLOPS = {
 }
 
 
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of a device; None where its name is not known."""
+    return next((flops for start, flops in PEAK_FLOPS.items() if device_name.startswith(start)), None)
+
+
 class Meter:
     """Samples a second and where the time went.
 
     Parameters
     ----------
-    flops_a_sample : floating point operations of training on one pair
+    flops : of a forward pass of one pair, with all of the text tower's positions
+    context_length : how many these are
     devices : that share the work
     device : this worker's
     """
 
-    def __init__(self, flops_a_sample: float, devices: int, device: torch.device):
-        self._flops_a_sample, self._device = flops_a_sample, device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        peak = next((flops for start, flops in PEAK_FLOPS.items() if name.startswith(start)), None)
+    def __init__(self, flops: Flops, context_length: int, devices: int, device: torch.device):
+        self._image_flops, self._flops_a_position = flops.image, flops.text / context_length
+        self._device = device
+        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self._peak_flops = peak and peak * devices
         self._first_batch_s: float | None = None
         self._reset()
 
     def _reset(self) -> None:
-        self._start, self._samples = time.perf_counter(), 0
+        self._start, self._samples, self._flops = time.perf_counter(), 0, 0.0
         self._spent_s = {"data": 0.0, "checkpoint": 0.0}
 
     @contextlib.contextmanager
@@ -56,14 +64,16 @@ class Meter:
         else:
             self._spent_s[what] += waited_s
 
-    def add(self, samples: int) -> None:
-        """Count a step's samples, over all workers."""
+    def add(self, samples: int, positions: int) -> None:
+        """Count a step's samples, over all workers, with texts that were computed up to so many positions."""
         self._samples += samples
+        # The backward pass does twice the work of the forward pass.
+        self._flops += 3 * samples * (self._image_flops + positions * self._flops_a_position)
 
     def read(self) -> dict[str, float]:
         """Since the last reading: samples_per_s; data_wait and checkpoint_stall as shares of the time; flops, FLOP/s of
-        all workers' forward and backward passes; mfu, their share of what the devices can do, where that is known;
-        peak_memory_gb of this worker's process, or of its GPU."""
+        all workers' forward and backward passes, of the positions that were computed; mfu, their share of what the
+        devices can do, where that is known; peak_memory_gb of this worker's process, or of its GPU."""
         elapsed_s = time.perf_counter() - self._start
         samples_per_s = self._samples / elapsed_s
         reading = {
@@ -71,7 +81,7 @@ class Meter:
             "data_wait": self._spent_s["data"] / elapsed_s,
             "checkpoint_stall": self._spent_s["checkpoint"] / elapsed_s,
             "first_batch_s": self._first_batch_s or 0.0,
-            "flops": samples_per_s * self._flops_a_sample,
+            "flops": self._flops / elapsed_s,
             "peak_memory_gb": self._peak_memory_bytes() / 1e9,
         }
         if self._peak_flops:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 
-from orchestrator.data.batch import Columns, count, join, take
+from orchestrator.data.batch import Allocate, Columns, count, join, take
 from orchestrator.data.feed import Feed
 
 
@@ -45,6 +45,7 @@ class Supply:
     workers : process group on the CPU (gloo) of all of them; None: this process is alone
     whole : every worker's stream is the whole data in the same order, and a worker takes its part of each batch
     prefetch : batches kept ready
+    allocate : gives the memory of whole batches; None: as it comes
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Supply:
         workers: dist.ProcessGroup | None,
         whole: bool,
         prefetch: int,
+        allocate: Allocate | None = None,
     ):
         self._empty, self._global_batch, self._step = empty, global_batch, step
         self._rank, self._world_size, self._workers, self._whole = rank, world_size, workers, whole
-        self._feed = Feed(blocks, self._sizes(), empty, prefetch)
+        self._feed = Feed(blocks, self._sizes(), empty, prefetch, allocate)
         self._held: tuple[Columns, bool] | None = None
         self._last: Iterator[Columns] | None = None
         self.left_out = 0

@@ -107,8 +107,7 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
         tokenizer=tokenizer,
         transform=image_transform(config),
         total_steps=steps,
-        # The backward pass does twice the work of the forward pass.
-        flops_a_pair=3 * sum(dataclasses.astuple(count_flops(config.model))),
+        flops=count_flops(config.model),
         board=board,
         rejects=rejects,
         card=model_card(config, manifest),

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from shapes import pairs
 
-from orchestrator.config import Config, ConfigError, TextConfig, VisionConfig
+from orchestrator.config import Config, ConfigError, TextConfig, TrainConfig, VisionConfig
 from orchestrator.data.shard_writers import ShardWriter
 from orchestrator.inference import ModelDirectoryError, read_model
-from orchestrator.train.loop import _require_compile
+from orchestrator.model.compiler import missing_for_compile
+from orchestrator.train.loop import compiles
 from orchestrator.train.trainer import TrainingStopped, pretrain
 
 
@@ -147,4 +148,14 @@ def test_a_run_in_pure_bf16_continues_and_ends_in_an_ordinary_model(local_ray, t
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match=r"train\.compile=True: .* lacks a C\+\+ compiler \(g\+\+\); install it"):
-        _require_compile()
+        compiles(TrainConfig(compile=True), torch.device("cpu"))
+    assert not compiles(TrainConfig(), torch.device("cuda"))
+
+
+@pytest.mark.skipif(bool(missing_for_compile()), reason=f"torch.compile needs {missing_for_compile()}")
+def test_blocks_are_compiled_where_it_pays():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert compiles(TrainConfig(), gpu) and compiles(TrainConfig(compile=True), cpu)
+    for settings in ({"compile": False}, {"deterministic": True}, {"parallel": "fsdp"}):
+        assert not compiles(TrainConfig(**settings), gpu)
+    assert not compiles(TrainConfig(), cpu)
