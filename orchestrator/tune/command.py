@@ -17,7 +17,7 @@ from orchestrator.tune.question import Question
 from orchestrator.tune.report import write_report
 from orchestrator.tune.scaling import Scaling
 from orchestrator.tune.search import SettingsThenSeeds
-from orchestrator.tune.study import Measure, Study, early_stopping, read_trials, run_study
+from orchestrator.tune.study import TRIAL_CPUS, Measure, Study, early_stopping, read_trials, run_study
 from orchestrator.tune.temperature import Temperature
 
 STUDIES = ("scaling", "temperature")
@@ -151,10 +151,12 @@ def run(asked: Asked, measure: Measure) -> str:
 
 
 def room_for(config: Config) -> int:
-    """Trials that the cluster's CPUs and GPUs hold side by side; at least one."""
+    """Trials that the cluster's CPUs and GPUs hold side by side, each with a reading task; at least one."""
     train, total = config.train, ray.cluster_resources()
     workers = train.worker_range[0]
-    fitting = [total.get("CPU", 0) // (workers * train.cpus_per_worker + config.data.cpus_per_reader)]
+    # Ray Data shares what the trainers leave evenly among the trials, and a reading task starts in a whole share only.
+    one = workers * train.cpus_per_worker + config.data.cpus_per_reader + TRIAL_CPUS
+    fitting = [total.get("CPU", 0) // one]
     if total.get("GPU", 0) and train.device != "cpu":
         fitting.append(total["GPU"] // workers)
     return max(1, int(min(fitting)))

@@ -36,6 +36,8 @@ from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, tot
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.trial import Trial
 
+# Logical CPUs of the process that starts a trial and then waits for it.
+TRIAL_CPUS = 0.01
 # The share of a run's last records that its loss is the mean of: single steps are noisy.
 LAST = 0.1
 
@@ -200,7 +202,7 @@ def run_study(
     -------
     one Trial each, failed ones too
     """
-    trainable = tune.with_resources(tune.with_parameters(run_trial, study=study, measure=measure), {"cpu": 0.01})
+    trainable = tune.with_resources(tune.with_parameters(run_trial, study=study, measure=measure), {"cpu": TRIAL_CPUS})
     filesystem, path = storage.open_location(storage.join(study.uri, "tune"))
     folder, _, name = path.rpartition("/")
     if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
