@@ -11,12 +11,21 @@ import ray
 
 from orchestrator.config import Config
 
+# Logical CPUs of the process that starts a trial of a study and then waits for it.
+TRIAL_CPUS = 0.01
 
-def connect(config: Config) -> str:
+
+def connect(config: Config, study: bool = False) -> str:
     """Join the cluster that the job was submitted to or RAY_ADDRESS names; with none, start Ray on this machine.
 
     A local Ray is given at least the logical CPUs that the trainers and one reading task reserve together, so that
     neither waits for the other for ever.
+
+    Parameters
+    ----------
+    config : of the run, or what the runs of a study have in common
+    study : runs are trials of a study. A local Ray then has room for the process of a trial, too, and a dashboard: Ray
+        Train asks it whether a run that was stopped from outside is gone, and then gives back what that had reserved
 
     Returns
     -------
@@ -34,8 +43,9 @@ def connect(config: Config) -> str:
         return f"on the Ray cluster at {ray.get_runtime_context().gcs_address}"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # It listens on this machine alone.
     needed = config.train.worker_range[0] * config.train.cpus_per_worker + config.data.cpus_per_reader
+    needed += TRIAL_CPUS if study else 0
     cpus = max(os.cpu_count() or 1, math.ceil(needed))
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=study, **quiet)
     return f"on this machine ({os.cpu_count()} cores)"
 
 

@@ -13,11 +13,12 @@ import ray
 
 from orchestrator import cli, storage
 from orchestrator.config import Config, ConfigError
+from orchestrator.train.cluster import TRIAL_CPUS
 from orchestrator.tune.question import Question
 from orchestrator.tune.report import write_report
 from orchestrator.tune.scaling import Scaling
 from orchestrator.tune.search import SettingsThenSeeds
-from orchestrator.tune.study import TRIAL_CPUS, Measure, Study, early_stopping, read_trials, run_study
+from orchestrator.tune.study import Measure, Study, early_stopping, read_trials, run_study
 from orchestrator.tune.temperature import Temperature
 
 STUDIES = ("scaling", "temperature")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import pandas
 import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -30,14 +31,13 @@ from orchestrator.cli import to_yaml
 from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest
 from orchestrator.model.scaling import count_flops
+from orchestrator.train.cluster import TRIAL_CPUS
 from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.trial import Trial
 
-# Logical CPUs of the process that starts a trial and then waits for it.
-TRIAL_CPUS = 0.01
 # The share of a run's last records that its loss is the mean of: single steps are noisy.
 LAST = 0.1
 
@@ -231,8 +231,8 @@ def run_study(
                 verbose=0,
             ),
         )
-    grid = tuner.fit()
-    return [trial_of(grid[place]) for place in range(len(grid))]
+    tuner.fit()
+    return read_trials(study)
 
 
 def _name(trial: Any) -> str:
@@ -242,22 +242,35 @@ def _name(trial: Any) -> str:
 def read_trials(study: Study) -> list[Trial]:
     """What Tune has recorded so far, of a study that may be unfinished."""
     filesystem, path = storage.open_location(storage.join(study.uri, "tune"))
-    trainable = tune.with_parameters(run_trial, study=study, measure=None)
-    tuner = tune.Tuner.restore(path, trainable=trainable, storage_filesystem=filesystem)
-    grid = tuner.get_results()
-    return [trial_of(grid[place]) for place in range(len(grid))]
+    known = tune.ExperimentAnalysis(path, storage_filesystem=filesystem)
+    frames = known.trial_dataframes
+    return [
+        trial_of(
+            one.config, one.last_result or {}, frames.get(one.trial_id), one.get_pickled_error() or one.get_error()
+        )
+        for one in known.trials
+    ]
 
 
-def trial_of(result: tune.Result) -> Trial:
-    """A row from what Tune knows of a trial."""
-    spec, newest = result.config or {}, result.metrics or {}
-    error = str(result.error) if result.error else str(newest.get("error") or "")
+def trial_of(
+    spec: Mapping[str, Any], newest: Mapping[str, Any], history: pandas.DataFrame | None, failure: Exception | None
+) -> Trial:
+    """A row from what Tune knows of a trial.
+
+    Parameters
+    ----------
+    spec : setting, name and seed
+    newest : what it reported last; empty: nothing yet
+    history : all that it reported, a row each
+    failure : what ended it
+    """
+    error = str(failure) if failure else str(newest.get("error") or "")
     # What Tune has ended although it had more to do was stopped.
     unfinished = "stopped" if newest.get("done") else "running"
     state: Any = "failed" if error else "done" if newest.get("finished") else unfinished
     path: Sequence[Mapping[str, Any]] = []
-    if result.metrics_dataframe is not None and "step" in result.metrics_dataframe:
-        frame = result.metrics_dataframe.dropna(subset=["step", "logit_scale"])
+    if history is not None and "step" in history:
+        frame = history.dropna(subset=["step", "logit_scale"])
         path = frame[~frame["finished"].astype(bool)][["step", "loss", "logit_scale"]].to_dict("records")
     number = {key: newest.get(key) for key in ("step", "samples", "flops", "loss", "accuracy", "seconds")}
     return Trial(
