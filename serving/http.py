@@ -113,6 +113,13 @@ class Watch:
             await self._app(scope, receive, send)
             return
         status = 0
+        left = False
+
+        async def heard() -> Any:
+            nonlocal left
+            message = await receive()
+            left = left or message["type"] == "http.disconnect"
+            return message
 
         async def sent(message: Any) -> None:
             nonlocal status
@@ -126,7 +133,7 @@ class Watch:
                 if declared.isdigit() and int(declared) > self._body_bytes:
                     await _error(self._too_long())(scope, receive, sent)
                 else:
-                    await self._app(scope, self._counted(receive), sent)
+                    await self._app(scope, self._counted(heard), sent)
         except TimeoutError:
             if status:
                 raise
@@ -134,7 +141,8 @@ class Watch:
             await _error(late)(scope, receive, sent)
         finally:
             handler = getattr(scope.get("route"), "path", "other")
-            self._service.requests.inc(1, {"handler": handler, "status": str(status or 500)})
+            # 499 is nginx's number for a client that did not wait for its answer.
+            self._service.requests.inc(1, {"handler": handler, "status": str(status or (499 if left else 500))})
 
     def _counted(self, receive: Any) -> Any:
         received = 0

@@ -181,7 +181,9 @@ class Ingress:
             self._definitions[name] = (now, known)  # One asks, the others go on with what is known.
         try:
             changed = await self.classifiers("definition", name, known.digest if known else "")
-        except RequestError:
+        except RequestError as error:
+            if known is not None and error.status == 503:  # Classifiers starts anew, or is busy: what is known holds.
+                return known
             self._definitions.pop(name, None)
             raise
         if changed is not None:

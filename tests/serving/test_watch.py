@@ -76,6 +76,22 @@ def test_a_body_of_unknown_length_is_left_off_where_it_is_too_long():
     assert sent[0]["status"] == 413 and counter.seen[0]["status"] == "413"
 
 
+def test_a_client_that_leaves_is_no_mistake_of_the_servers():
+    async def waits(scope, receive, send):
+        if (await receive())["type"] == "http.disconnect":
+            raise ConnectionError("the client left")
+
+    counter = Counter()
+    service = SimpleNamespace(settings=SimpleNamespace(limits=Limits()), requests=counter)
+
+    async def receive() -> dict:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(Watch(waits, service, body_bytes=10)({"type": "http", "headers": []}, receive, None))
+    assert [seen["status"] for seen in counter.seen] == ["499"]
+
+
 def test_outcomes_are_counted_by_route():
     async def answers(scope, receive, send):
         scope["route"] = SimpleNamespace(path="/v1/classify")
