@@ -225,7 +225,7 @@ class ReadUnits:
         import ray
 
         reader, parts = ray.get([self._reader_ref, self._parts_ref])
-        for number in rows["id"].tolist():
+        for number in rows["part"].tolist():
             for unit in parts[number]:
                 yield from reader.read_unit(unit, self._report)
 
@@ -289,7 +289,9 @@ def make_dataset(
     bounds = np.linspace(0, len(units), min(len(units), MAX_TASKS) + 1).astype(int)
     parts = [units[start:stop] for start, stop in itertools.pairwise(bounds)]
     read = ReadUnits(ray.put(reader), ray.put(parts), rejects)
-    dataset = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
+    # Rows that are there already: tasks that made them would take a whole CPU each before the first reader starts.
+    rows = [{"part": number} for number in range(len(parts))]
+    dataset = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
         read.__call__, batch_size=None, num_cpus=config.data.cpus_per_reader, zero_copy_batch=True
     )
     # A block is passed on as the reader made it, rather than joined with others to Ray's 128 MB.
