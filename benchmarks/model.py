@@ -89,8 +89,7 @@ def _training_step(loss: Callable[[], torch.Tensor], optimizer: torch.optim.Opti
 
 
 def _flops(model: ModelConfig, tokens: int) -> float:
-    counted = count_flops(dataclasses.replace(model, text=dataclasses.replace(model.text, context_length=tokens)))
-    return counted.image + counted.text
+    return count_flops(dataclasses.replace(model, text=dataclasses.replace(model.text, context_length=tokens))).total
 
 
 def _ours(config: Any, image: torch.Tensor, tokens: torch.Tensor, autocast: Any, compiled: bool) -> Side:
@@ -139,8 +138,8 @@ def _batch(recipe: str, device: torch.device) -> int:
     """Pairs that make a step long enough to measure, and short enough to repeat."""
     if device.type == "cpu":
         return 16
-    flops = sum(dataclasses.astuple(count_flops(cli.parse(["--config", recipe, "--data.train", "none"], "").model)))
-    return min(1024, 2 ** int(math.log2(1.5e14 / (3 * flops))))
+    model = cli.parse(["--config", recipe, "--data.train", "none"], "").model
+    return min(1024, 2 ** int(math.log2(1.5e14 / count_flops(model).training)))
 
 
 def _synchronize(device: torch.device) -> None:
@@ -181,18 +180,20 @@ def measure(recipe: str, batch: int, repeats: int, device: torch.device, compile
     return rows
 
 
-def _measure_what_fits(*what: Any) -> list[dict[str, Any]]:
-    recipe, batch, *others = what
+def _measure_what_fits(
+    recipe: str, batch: int, repeats: int, device: torch.device, compiled: bool
+) -> list[dict[str, Any]]:
+    """The batch is halved until it fits; no row where a single pair does not."""
     while batch:
         try:
-            return measure(recipe, batch, *others)
+            return measure(recipe, batch, repeats, device, compiled)
         except torch.OutOfMemoryError:
             batch //= 2
         finally:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-    raise SystemExit(f"error: {recipe} does not fit on this device, a pair at a time; leave it out with --models")
+    return []
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
@@ -228,6 +229,7 @@ def main() -> None:
     dtype = torch.bfloat16 if uses_bf16("auto", device) else torch.float32
     at_most, source = peak(device, dtype)
     rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
     compiled = on_gpu if arguments.compile is None else arguments.compile
     for recipe in arguments.models or (FAMILY if on_gpu else SMALL):
         measured = _measure_what_fits(
@@ -237,6 +239,7 @@ def main() -> None:
             row["mfu"] = row["flops_per_s"] / at_most
             print(f"  {json.dumps(row)}", file=sys.stderr, flush=True)
         rows += measured
+        left_out += [recipe] * (not measured)
 
     hardware = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {os.cpu_count()} cores"
     print(f"\n{hardware}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
@@ -247,6 +250,8 @@ def main() -> None:
             f"| {row['model']} | {row['kind']} | {row['side']} | {row['batch']} | {1e3 * row['seconds']:.0f} "
             f"| {row['pairs_per_s']:.1f} | {row['mfu']:.0%} |"
         )
+    for recipe in left_out:
+        print(f"| {recipe} | does not fit | | | | | |")
 
     found = {(row["model"], row["kind"], row["side"]): row for row in rows}
     goals = {}
@@ -264,7 +269,7 @@ def main() -> None:
         goals["mfu_vit_l_14"] = {"value": round(max(large), 3), "goal": 0.45, "met": max(large) >= 0.45}
     machine = {"device": hardware, "dtype": str(dtype), "peak": at_most, "torch": torch.__version__}
     print()
-    print(json.dumps({"benchmark": "model", "machine": machine, "rows": rows, "goals": goals}))
+    print(json.dumps({"benchmark": "model", "machine": machine, "rows": rows, "left_out": left_out, "goals": goals}))
 
 
 if __name__ == "__main__":

@@ -186,9 +186,9 @@ class TrainConfig:
     device : auto (a GPU a worker where the cluster has any), gpu, or cpu
     cpus_per_worker : logical CPUs that one training process reserves
     torch_threads : CPU threads of one training process; 0: this node's cores shared among its training processes
-    precision : fp32; bf16 (autocast); pure_bf16 (bf16, and the text tower's weights and Adam's moments are kept in bf16
-        too, rounded stochastically: the paper's way to save memory); auto: bf16 on a GPU and on a CPU whose bf16
-        arithmetic is the faster one, else fp32
+    precision : fp32 (on a GPU torch still lets convolutions round to TF32); bf16 (autocast); pure_bf16 (bf16, and the
+        text tower's weights and Adam's moments are kept in bf16 too, rounded stochastically: the paper's way to save
+        memory); auto: bf16 on a GPU and on a CPU whose bf16 arithmetic is the faster one, else fp32
     checkpoint_activations : keep only each block's input for the backward pass and compute the rest again: less memory,
         about a third more work, the same result
     compile : have torch.compile fuse each block's operations; needs a C++ compiler on the training nodes. auto: on a

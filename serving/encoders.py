@@ -5,6 +5,7 @@ Shapes: N pictures or texts of a call, R image side, D embedding.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import itertools
 import math
@@ -24,7 +25,7 @@ PIECE = 8
 BATCH_SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
-class _Encoder:
+class _Encoder(abc.ABC):
     """A model, loaded, and batches through it in threads: the replica answers health checks meanwhile.
 
     Parameters
@@ -98,13 +99,13 @@ class _Encoder:
             torch.set_num_threads(threads)
         return self.forward(inputs).numpy()
 
+    @abc.abstractmethod
     def forward(self, inputs: list[Any]) -> torch.Tensor:
         """Unit-length embeddings (N, D)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def probe(self) -> Any:
         """An input to try the model with."""
-        raise NotImplementedError
 
 
 class ImageEncoder(_Encoder):

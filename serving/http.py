@@ -113,12 +113,15 @@ class Watch:
             await self._app(scope, receive, send)
             return
         status = 0
-        left = False
+        received, left = 0, False
 
         async def heard() -> Any:
-            nonlocal left
+            nonlocal received, left
             message = await receive()
             left = left or message["type"] == "http.disconnect"
+            received += len(message.get("body", b""))
+            if received > self._body_bytes:
+                raise self._too_long()
             return message
 
         async def sent(message: Any) -> None:
@@ -133,29 +136,19 @@ class Watch:
                 if declared.isdigit() and int(declared) > self._body_bytes:
                     await _error(self._too_long())(scope, receive, sent)
                 else:
-                    await self._app(scope, self._counted(heard), sent)
+                    await self._app(scope, heard, sent)
         except TimeoutError:
             if status:
                 raise
             late = RequestError(504, "", f"no answer within {self._seconds:g} s; send fewer pictures or classes")
             await _error(late)(scope, receive, sent)
+        except asyncio.CancelledError:  # Serve ends the request of a client that has left.
+            left = True
+            raise
         finally:
             handler = getattr(scope.get("route"), "path", "other")
             # 499 is nginx's number for a client that did not wait for its answer.
             self._service.requests.inc(1, {"handler": handler, "status": str(status or (499 if left else 500))})
-
-    def _counted(self, receive: Any) -> Any:
-        received = 0
-
-        async def counted() -> Any:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._body_bytes:
-                raise self._too_long()
-            return message
-
-        return counted
 
     def _too_long(self) -> RequestError:
         return RequestError(413, "", f"the request has more than {self._body_bytes:,} bytes")

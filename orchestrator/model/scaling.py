@@ -32,6 +32,16 @@ class Flops:
     image: int
     text: int
 
+    @property
+    def training(self) -> int:
+        """Of a forward and a backward pass, which does twice the work."""
+        return 3 * self.total
+
+    @property
+    def total(self) -> int:
+        """Of both towers."""
+        return self.image + self.text
+
 
 def count_flops(config: ModelConfig) -> Flops:
     """Counted by torch on the meta device, which needs neither memory nor time."""

@@ -29,7 +29,6 @@ class VisionTransformer(nn.Module):
         self, image_size: int, patch_size: int, width: int, layers: int, heads: int, embed_dim: int, activation: str
     ):
         super().__init__()
-        self.patch_size = patch_size
         positions = (image_size // patch_size) ** 2 + 1
         # Holds the released checkpoints' weight; patches do not overlap, so that it is applied as a matrix.
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
@@ -42,7 +41,8 @@ class VisionTransformer(nn.Module):
 
     def features(self, image_B3RR: Tensor) -> Tensor:
         """The features before the projection, (B, W): what a linear probe reads."""
-        patch_BPW = F.linear(patches(image_B3RR, self.patch_size), self.conv1.weight.permute(0, 2, 3, 1).flatten(1))
+        kernel_W3ss = self.conv1.weight
+        patch_BPW = F.linear(patches(image_B3RR, kernel_W3ss.shape[-1]), kernel_W3ss.permute(0, 2, 3, 1).flatten(1))
         class_B1W = self.class_embedding.to(patch_BPW.dtype).expand(patch_BPW.shape[0], 1, -1)
         x_BTW = torch.cat([class_B1W, patch_BPW], dim=1) + self.positional_embedding
         x_BTW = self.transformer(self.ln_pre(x_BTW))

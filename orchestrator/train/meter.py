@@ -65,7 +65,7 @@ class Meter:
             self._spent_s[what] += waited_s
 
     def add(self, samples: int, positions: int) -> None:
-        """Count a step's samples, over all workers, with texts that were computed up to so many positions."""
+        """Count a step's samples, over all workers, with texts of up to so many positions."""
         self._samples += samples
         # The backward pass does twice the work of the forward pass.
         self._flops += 3 * samples * (self._image_flops + positions * self._flops_a_position)

@@ -124,8 +124,9 @@ class Step:
 
 
 def page_locked(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that a GPU copies from by itself, several times as fast and while the CPU goes on."""
-    return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True).numpy()
+    """An array that a GPU copies from by itself, while the CPU goes on; where there is none, an ordinary one."""
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    return torch.empty(shape, dtype=kind, pin_memory=torch.cuda.is_available()).numpy()
 
 
 def _parts(batch: Columns, number: int) -> Iterator[Columns]:

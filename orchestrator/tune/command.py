@@ -142,7 +142,11 @@ def run(asked: Asked, measure: Measure) -> str:
     else:
         search = SettingsThenSeeds(settings, asked.trials, study.base.run.seed, question.groups())
         scheduler = early_stopping([study.flops(setting) for setting in settings]) if asked.stop_early else None
-        at_once = asked.at_once or room_for(study.base)
+        room = room_for(study.base)
+        at_once = asked.at_once or room
+        if at_once > room:
+            cure = "unless nodes are added, trials may wait for each other's CPUs"
+            print(f"--at_once {at_once}: the cluster has room for {room}; {cure}", flush=True)
         trials = run_study(study, search, asked.trials, measure, at_once, scheduler)
     answer = question.answer(trials)
     print("\n".join(answer.sentences), flush=True)

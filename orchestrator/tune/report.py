@@ -28,8 +28,9 @@ import pyarrow.parquet
 from matplotlib.figure import Figure
 
 from orchestrator import storage
-from orchestrator.tune.plots import DPI, cell, differing, number, options_of, plain, short_names
+from orchestrator.tune.plots import DPI
 from orchestrator.tune.trial import Trial
+from orchestrator.tune.wording import cell, differing, number, options_of, plain, short_names
 
 RECIPE = "recipe.yaml"
 FILES = [

@@ -255,8 +255,7 @@ def _transformer(width: int, layers: int, tokens: int) -> int:
 
 
 def _count(config: ModelConfig) -> int:
-    flops = count_flops(config)
-    return flops.image + flops.text
+    return count_flops(config).total
 
 
 def _validate(model: ModelConfig) -> None:

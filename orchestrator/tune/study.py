@@ -109,7 +109,7 @@ class Study:
         """Floating point operations of a whole trial of a setting; the study must be prepared."""
         config = self.config(setting, "counted", 0)
         steps = total_steps(self._shared().load_manifest().samples, config)
-        return steps * config.train.global_batch * 3.0 * sum(dataclasses.astuple(count_flops(config.model)))
+        return float(steps * config.train.global_batch * count_flops(config.model).training)
 
 
 class _Reporter(ProgressDisplay):
@@ -141,7 +141,7 @@ def run_trial(spec: dict[str, Any], study: Study, measure: Measure) -> None:
     started = time.monotonic()
     config = study.config(spec["setting"], spec["name"], spec["seed"])
     manifest = study.open_run(config)
-    flops_a_sample = 3 * sum(dataclasses.astuple(count_flops(config.model)))
+    flops_a_sample = count_flops(config.model).training
 
     def cost(record: Mapping[str, Any]) -> dict[str, Any]:
         samples = round(record["epoch"] * manifest.samples)

@@ -20,14 +20,30 @@ def blocks(sizes):
         start += size
 
 
-def feed_of(sizes, asked, prefetch=2):
-    return Feed(blocks(sizes), itertools.cycle(asked), empty(2, 4), prefetch)
+def feed_of(sizes, asked, prefetch=2, allocate=None):
+    return Feed(blocks(sizes), itertools.cycle(asked), empty(2, 4), prefetch, allocate)
+
+
+def test_whole_batches_lie_in_memory_that_was_given():
+    given = []
+
+    def allocate(shape, dtype):
+        given.append(np.empty(shape, dtype))
+        return given[-1]
+
+    feed = feed_of([4, 1, 3], [4], allocate=allocate)
+    for _ in range(2):
+        batch, full = feed.next()
+        assert full
+        for column in batch.values():
+            assert any(column is memory for memory in given)
 
 
 @pytest.mark.parametrize("asked", [[1], [4], [3, 2], [100]])
 @pytest.mark.parametrize("sizes", [[], [5], [1, 1, 9, 0, 2], [40, 3]])
-def test_all_samples_in_order(sizes, asked):
-    feed, found = feed_of(sizes, asked), []
+@pytest.mark.parametrize("allocate", [None, np.empty])
+def test_all_samples_in_order(sizes, asked, allocate):
+    feed, found = feed_of(sizes, asked, allocate=allocate), []
     for size in itertools.cycle(asked):
         batch, full = feed.next()
         found.append(batch)

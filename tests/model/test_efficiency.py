@@ -68,10 +68,13 @@ def test_checkpointed_activations_are_not_kept():
 
 @pytest.mark.skipif(bool(missing_for_compile()), reason=f"torch.compile needs {missing_for_compile()}")
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
-def test_compiled_blocks_give_the_same(kind):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_give_the_same(kind, recompute):
     plain = results(tiny_model(600, kind))
     model = tiny_model(600, kind)
     names = list(model.state_dict())
+    if recompute:
+        model.checkpoint_activations()
     model.compile_blocks()
     assert list(model.state_dict()) == names
     for name, value in results(model).items():

@@ -92,6 +92,24 @@ def test_a_client_that_leaves_is_no_mistake_of_the_servers():
     assert [seen["status"] for seen in counter.seen] == ["499"]
 
 
+def test_a_request_that_is_called_off_is_no_mistake_of_the_servers():
+    counter = Counter()
+    service = SimpleNamespace(settings=SimpleNamespace(limits=Limits()), requests=counter)
+
+    async def waits(scope, receive, send):
+        await asyncio.sleep(60)
+
+    async def called_off() -> None:
+        request = asyncio.create_task(Watch(waits, service, 10)({"type": "http", "headers": []}, None, None))
+        await asyncio.sleep(0)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    asyncio.run(called_off())
+    assert [seen["status"] for seen in counter.seen] == ["499"]
+
+
 def test_outcomes_are_counted_by_route():
     async def answers(scope, receive, send):
         scope["route"] = SimpleNamespace(path="/v1/classify")
