@@ -68,8 +68,7 @@ class CLIP(nn.Module):
         eos_B = tokens_BT.argmax(dim=-1)
         tokens_BT = tokens_BT[:, : int(eos_B.max()) + 1]
         x_BTW = self.token_embedding(tokens_BT) + self.positional_embedding[: tokens_BT.shape[1]]
-        x_BTW = self.ln_final(self.transformer(x_BTW))
-        x_BW = x_BTW[torch.arange(x_BTW.shape[0], device=x_BTW.device), eos_B]
+        x_BW = self.ln_final(self.transformer(x_BTW, eos_B))
         return F.normalize(x_BW @ self.text_projection, dim=-1)
 
     def forward(self, image_B3RR: Tensor, tokens_BT: Tensor) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.model.attention import attend_from_one
 from orchestrator.model.recompute import recomputed
 
 EXPANSION = 4
@@ -70,7 +71,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, side: int, channels: int, heads: int, embed_dim: int):
         super().__init__()
-        self.heads, self.head_width = heads, channels // heads
+        self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(side**2 + 1, channels) * channels**-0.5)
         self.q_proj = nn.Linear(channels, channels)
         self.k_proj = nn.Linear(channels, channels)
@@ -82,19 +83,8 @@ class AttentionPool(nn.Module):
     def forward(self, x_BCss: Tensor) -> Tensor:
         x_BPC = x_BCss.flatten(2).transpose(1, 2)
         x_BPC = torch.cat([x_BPC.mean(dim=1, keepdim=True), x_BPC], dim=1) + self.positional_embedding
-        # With one query, keys and values need not be made for every position: a key's product with the query is the
-        # position's product with what the key projection makes of the query, and the values' mean is the projection of
-        # the positions' mean. That is exact, and takes 1/P of the multiplications.
-        q_BHh = self.q_proj(x_BPC[:, 0]).unflatten(-1, (self.heads, -1)) * (self.head_width**-0.5)
-        key_HhC, value_HhC = (
-            projection.weight.unflatten(0, (self.heads, -1)) for projection in (self.k_proj, self.v_proj)
-        )
-        score_BHP = torch.einsum("bhd,hdc->bhc", q_BHh, key_HhC) @ x_BPC.transpose(1, 2)
-        # The same for every position, so that softmax ignores it; here for the parameter's (zero) gradient.
-        score_BHP = score_BHP + (q_BHh * self.k_proj.bias.unflatten(0, (self.heads, -1))).sum(-1, keepdim=True)
-        pooled_BHC = score_BHP.softmax(dim=-1).to(x_BPC.dtype) @ x_BPC
-        out_BHh = torch.einsum("bhc,hdc->bhd", pooled_BHC, value_HhC).flatten(1) + self.v_proj.bias
-        return self.c_proj(out_BHh)
+        key, value = ((part.weight, part.bias) for part in (self.k_proj, self.v_proj))
+        return self.c_proj(attend_from_one(self.q_proj(x_BPC[:, 0]), x_BPC, self.heads, key, value))
 
 
 class ModifiedResNet(nn.Module):

@@ -51,7 +51,8 @@ def count_flops(config: ModelConfig) -> Flops:
         with FlopCounterMode(display=False) as image:
             model.visual(torch.empty(1, 3, config.image_size, config.image_size))
         with FlopCounterMode(display=False) as text:
-            model.transformer(torch.empty(1, config.text.context_length, config.text.width))
+            end_B = torch.empty(1, dtype=torch.long)
+            model.transformer(torch.empty(1, config.text.context_length, config.text.width), end_B)
             torch.empty(1, config.text.width) @ model.text_projection
     return Flops(image.get_total_flops(), text.get_total_flops())
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.model.attention import SelfAttention, pick
 from orchestrator.model.recompute import recomputed
 
 
@@ -30,42 +31,6 @@ def activation_layer(name: str) -> nn.Module:
     return QuickGELU() if name == "quick_gelu" else nn.GELU()
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over (B, T, W).
-
-    Parameters
-    ----------
-    width : W, channels
-    heads : H, divides width
-    """
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x_BTW: Tensor, causal: bool) -> Tensor:
-        qkv = F.linear(x_BTW, self.in_proj_weight, self.in_proj_bias)
-        q_BHTh, k_BHTh, v_BHTh = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        if q_BHTh.device.type == "cpu" and q_BHTh.dtype == torch.bfloat16 and q_BHTh.requires_grad:
-            out_BHTh = _plain_attention(q_BHTh, k_BHTh, v_BHTh, causal)
-        else:
-            out_BHTh = F.scaled_dot_product_attention(q_BHTh, k_BHTh, v_BHTh, is_causal=causal)
-        return self.out_proj(out_BHTh.transpose(1, 2).flatten(2))
-
-
-def _plain_attention(q_BHTh: Tensor, k_BHTh: Tensor, v_BHTh: Tensor, causal: bool) -> Tensor:
-    """Attention as matrix products: on a CPU in bf16, the fused kernel's backward pass takes 2 to 8 times as long."""
-    score_BHTT = (q_BHTh * q_BHTh.shape[-1] ** -0.5) @ k_BHTh.transpose(-2, -1)
-    if causal:
-        positions = score_BHTT.shape[-1]
-        later = torch.ones(positions, positions, dtype=torch.bool, device=score_BHTT.device).triu(1)
-        score_BHTT = score_BHTT.masked_fill(later, float("-inf"))
-    return score_BHTT.softmax(dim=-1).to(v_BHTh.dtype) @ v_BHTh
-
-
 class ResidualAttentionBlock(nn.Module):
     """Pre-LayerNorm attention and a perceptron four times as wide, each added to its input."""
 
@@ -82,13 +47,17 @@ class ResidualAttentionBlock(nn.Module):
             )
         )
 
-    def forward(self, x_BTW: Tensor, causal: bool) -> Tensor:
-        x_BTW = x_BTW + self.attn(self.ln_1(x_BTW), causal)
-        return x_BTW + self.mlp(self.ln_2(x_BTW))
+    def forward(self, x_BTW: Tensor, causal: bool, place_B: Tensor | None = None) -> Tensor:
+        """All positions (B, T, W), or that of each sequence which is named (B, W)."""
+        if place_B is None:
+            x = x_BTW + self.attn(self.ln_1(x_BTW), causal)
+        else:
+            x = pick(x_BTW, place_B) + self.attn.at(self.ln_1(x_BTW), place_B, causal)
+        return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of residual attention blocks.
+    """A stack of residual attention blocks, of whose output one position a sequence is read.
 
     Initialisation as in the paper's released code: standard deviations W^-1/2 for the attention's input projection,
     (2 W)^-1/2 for the first layer of the perceptron, and W^-1/2 (2 layers)^-1/2 for what is added to the residual.
@@ -108,7 +77,10 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.get_parameter("c_fc.weight"), std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.get_parameter("c_proj.weight"), std=residual_std)
 
-    def forward(self, x_BTW: Tensor) -> Tensor:
-        for block in self.resblocks:
-            x_BTW = recomputed(block, x_BTW, self.causal) if self.checkpoint_activations else block(x_BTW, self.causal)
-        return x_BTW
+    def forward(self, x_BTW: Tensor, place_B: Tensor) -> Tensor:
+        """The last block's output (B, W) at the positions place_B; that block computes nothing else."""
+        x = x_BTW
+        for number, block in enumerate(self.resblocks, start=1):
+            inputs = (x, self.causal, place_B if number == len(self.resblocks) else None)
+            x = recomputed(block, *inputs) if self.checkpoint_activations else block(*inputs)
+        return x

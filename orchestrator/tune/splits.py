@@ -238,7 +238,7 @@ def _estimate(config: ModelConfig, depth: int) -> int:
     vision, text, width = config.vision, config.text, config.vision.width
     if vision.kind == "vit":
         patches = (config.image_size // vision.patch_size) ** 2
-        image = 3 * vision.patch_size**2 * width * patches + _transformer(width, depth, patches + 1)
+        image = 3 * vision.patch_size**2 * width * patches + _transformer(width, vision.heads, depth, patches + 1)
         features = width
     else:
         # A block costs 17 width^2 at each position, in any stage: where channels double, positions are a quarter. The
@@ -246,12 +246,13 @@ def _estimate(config: ModelConfig, depth: int) -> int:
         positions, features = (config.image_size // 4) ** 2, RESNET_SHRINKS * width
         image = positions * width * (54 + (145 + 17 * depth) * width)
         image += features * (3 * features + 2 * vision.heads * (positions // 64 + 1))
-    words = _transformer(text.width, text.layers, text.context_length)
+    words = _transformer(text.width, text.heads, text.layers, text.context_length)
     return 2 * (image + words + (features + text.width) * config.embed_dim)
 
 
-def _transformer(width: int, layers: int, tokens: int) -> int:
-    return layers * tokens * width * (12 * width + 2 * tokens)
+def _transformer(width: int, heads: int, layers: int, tokens: int) -> int:
+    """The last block computes one position, which attends to all."""
+    return (layers - 1) * tokens * width * (12 * width + 2 * tokens) + width * (12 * width + 2 * heads * tokens)
 
 
 def _count(config: ModelConfig) -> int:
