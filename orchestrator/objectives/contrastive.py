@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator.objectives.attach import attach_gradients, gradients_wanted
 from orchestrator.objectives.gather import GlobalBatch
-from orchestrator.objectives.tiles import TILE, Tiles, inner_product
+from orchestrator.objectives.tiles import Tiles, inner_product
 
 
 def info_nce(
@@ -19,7 +19,7 @@ def info_nce(
     text_BD: Tensor,
     logit_scale: Tensor,
     workers: dist.ProcessGroup | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE over the global batch, in memory that grows with the batch and not with its square.
 
@@ -34,8 +34,8 @@ def info_nce(
         may differ between workers and be 0 on some
     logit_scale : scalar tensor, the inverse temperature (not its logarithm)
     workers : process group that shares the batch; None: this process is alone
-    tile : rows and columns of a tile. A larger one has longer matrix products and takes 2 tile² numbers of memory; a
-        matrix that fits in one tile is computed once rather than twice
+    tile : rows and columns of a tile; None: what suits the device. A larger one has longer matrix products and takes
+        2 tile² numbers of memory; a matrix that fits in one tile is computed once rather than twice
 
     Returns
     -------
@@ -63,7 +63,7 @@ def info_nce(
         image_grad_BD, text_grad_GD = _backward(tiles, rows, columns)
         # Each worker's gradients are `count` times its share of the whole: the average over workers undoes that.
         factor = batch.count / (2 * batch.total)
-        scale_grad = factor * inner_product(image_grad_BD, image_BD, tile)
+        scale_grad = factor * inner_product(image_grad_BD, image_BD, tiles.tile)
         image_grad_BD *= factor * scale
         text_grad_BD = batch.sum_of_own(text_grad_GD.mul_(factor))
     return attach_gradients(loss, inputs, (image_grad_BD, text_grad_BD, scale_grad))

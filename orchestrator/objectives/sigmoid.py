@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from orchestrator.objectives.attach import attach_gradients, gradients_wanted
 from orchestrator.objectives.gather import GlobalBatch
-from orchestrator.objectives.tiles import TILE, Tiles, inner_product
+from orchestrator.objectives.tiles import Tiles, inner_product
 
 
 def sigmoid_loss(
@@ -21,7 +21,7 @@ def sigmoid_loss(
     logit_scale: Tensor,
     logit_bias: Tensor,
     workers: dist.ProcessGroup | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Tensor:
     """SigLIP's loss over the global batch, in memory that grows with the batch and not with its square.
 
@@ -36,7 +36,7 @@ def sigmoid_loss(
     logit_scale : scalar tensor, the inverse temperature (not its logarithm)
     logit_bias : scalar tensor, added to each logit; -10 at first in the source, as nearly all pairs are wrong ones
     workers : process group that shares the batch; None: this process is alone
-    tile : rows and columns of a tile; it takes some 4 tile² numbers of memory
+    tile : rows and columns of a tile, which takes some 4 tile² numbers of memory; None: what suits the device
 
     Returns
     -------
@@ -60,7 +60,8 @@ def sigmoid_loss(
         # Sums of each row, as one sum over the matrix would lose digits.
         loss_B, bias_grad_B = (image_BD.new_zeros(len(image_BD)) for _ in range(2))
         image_grad_BD, text_grad_GD = (torch.zeros_like(x) if wanted else x for x in (image_BD, text_GD))
-        for part in Tiles(image_BD, text_GD, batch.first, scale, tile, bias):
+        tiles = Tiles(image_BD, text_GD, batch.first, scale, tile, bias)
+        for part in tiles:
             # -log sigmoid(-x) is softplus(x); -log sigmoid(x) is softplus(x) - x.
             loss_B[part.rows] += F.softplus(part.logits_RC, threshold=40).sum(1)
             loss_B[part.matched()] -= part.matches()
@@ -75,7 +76,7 @@ def sigmoid_loss(
             return loss
         # Each worker's gradients are `count` times its share of the whole: the average over workers undoes that.
         factor = batch.count / batch.total
-        scale_grad = factor * inner_product(image_grad_BD, image_BD, tile)
+        scale_grad = factor * inner_product(image_grad_BD, image_BD, tiles.tile)
         bias_grad = factor * bias_grad_B.sum()
         image_grad_BD *= factor * scale
         text_grad_BD = batch.sum_of_own(text_grad_GD.mul_(factor))

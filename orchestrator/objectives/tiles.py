@@ -11,8 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Two tiles of float32 are 32 MB: in the last cache of a server's CPU or of a GPU, and still long matrix products.
-TILE = 2048
+
+def tile_size(device: torch.device) -> int:
+    """Rows and columns of a tile that suit a device.
+
+    On a CPU two tiles of float32 are 32 MB, which its last cache holds. A GPU's processors all have work only from far
+    larger matrix products on, above all those of the gradients, which have no more columns than an embedding; there two
+    tiles are 512 MB.
+    """
+    return 8192 if device.type == "cuda" else 2048
 
 
 @dataclass
@@ -47,12 +54,13 @@ class Tiles:
     image_BD, text_GD : embeddings
     first : the column that belongs to row 0
     scale, bias : scalar tensors; no bias: None
-    tile : int, rows and columns of a tile
+    tile : rows and columns of a tile; None: what suits the device
     """
 
     def __init__(
-        self, image_BD: Tensor, text_GD: Tensor, first: int, scale: Tensor, tile: int, bias: Tensor | None = None
+        self, image_BD: Tensor, text_GD: Tensor, first: int, scale: Tensor, tile: int | None, bias: Tensor | None = None
     ):
+        tile = tile_size(image_BD.device) if tile is None else tile
         if tile < 1:
             raise ValueError(f"tile is {tile}; it must be at least 1")
         self.image_BD, self.text_GD, self.scale, self.bias = image_BD, text_GD, scale, bias
