@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,8 +78,13 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.get_parameter("c_proj.weight"), std=residual_std)
 
     def forward(self, x_BTW: Tensor, place_B: Tensor) -> Tensor:
-        """The last block's output (B, W) at the positions place_B; that block computes nothing else."""
-        x = x_BTW
+        """The last block's output (B, W) at the positions place_B; that block computes nothing else.
+
+        Under autocast the sums that pass from block to block are of its type, too, for memory and time: layer norm and
+        the positions' embeddings have left them in float32.
+        """
+        kind = x_BTW.device.type
+        x = x_BTW.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BTW
         for number, block in enumerate(self.resblocks, start=1):
             inputs = (x, self.causal, place_B if number == len(self.resblocks) else None)
             x = recomputed(block, *inputs) if self.checkpoint_activations else block(*inputs)
