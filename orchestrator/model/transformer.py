@@ -83,8 +83,9 @@ class Transformer(nn.Module):
         Under autocast the sums that pass from block to block are of its type, too, for memory and time: layer norm and
         the positions' embeddings have left them in float32.
         """
-        kind = x_BTW.device.type
-        x = x_BTW.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BTW
+        x, kind = x_BTW, x_BTW.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not on the meta device
+            x = x_BTW.to(torch.get_autocast_dtype(kind))
         for number, block in enumerate(self.resblocks, start=1):
             inputs = (x, self.causal, place_B if number == len(self.resblocks) else None)
             x = recomputed(block, *inputs) if self.checkpoint_activations else block(*inputs)
