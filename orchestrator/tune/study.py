@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 
 from orchestrator import storage
 from orchestrator.cli import to_yaml
-from orchestrator.config import Config, ConfigError
+from orchestrator.config import Config
 from orchestrator.data.manifest import Manifest
 from orchestrator.model.scaling import count_flops
 from orchestrator.train.cluster import TRIAL_CPUS
@@ -36,6 +36,7 @@ from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
 from orchestrator.tune.progress import StudyDisplay
+from orchestrator.tune.recipe import configured
 from orchestrator.tune.trial import Trial
 
 # The share of a run's last records that its loss is the mean of: single steps are noisy.
@@ -71,15 +72,7 @@ class Study:
         ------
         ConfigError : an option that does not exist, or a value that cannot work
         """
-        config = copy.deepcopy(self.base)
-        for option, value in setting.items():
-            *sections, key = option.split(".")
-            place: Any = config
-            for section in sections:
-                place = getattr(place, section, None)
-            if not hasattr(place, key):
-                raise ConfigError(f"{option}: no such option")
-            setattr(place, key, value)
+        config = configured(self.base, setting)
         runs = storage.join(self.uri, "trials")
         config.run = dataclasses.replace(config.run, name=name, seed=seed, resume="auto", storage_path=runs)
         config.validate()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from orchestrator.config import Config, ConfigError, ModelConfig
 from orchestrator.tune import plots
 from orchestrator.tune.comparison import by_setting, margin, mean, score, spread
+from orchestrator.tune.recipe import recipe
 from orchestrator.tune.report import Answer
 from orchestrator.tune.trial import Trial
 
@@ -40,7 +41,7 @@ class Temperature:
     title = "How should the temperature be set?"
 
     def __init__(self, base: Config, trials: int):
-        self._settings = settings(base.model, trials)
+        self._base, self._settings = base, settings(base.model, trials)
 
     def settings(self) -> list[dict[str, Any]]:
         return self._settings
@@ -49,7 +50,7 @@ class Temperature:
         return [None] * len(self._settings)
 
     def answer(self, trials: Sequence[Trial]) -> Answer:
-        return answer(trials)
+        return answer(trials, self._base)
 
     def figures(self, trials: Sequence[Trial]) -> Mapping[str, Figure | None]:
         return {
@@ -91,8 +92,14 @@ def settings(model: ModelConfig, trials: int) -> list[dict[str, Any]]:
     return kept[:number]
 
 
-def answer(trials: Sequence[Trial]) -> Answer:
-    """What the trials so far say: the best setting, its margin over the default, and whether learning beats fixing."""
+def answer(trials: Sequence[Trial], base: Config) -> Answer:
+    """What the trials so far say: the best setting, its margin over the default, and whether learning beats fixing.
+
+    Parameters
+    ----------
+    trials : in any state
+    base : the configuration that the winner's recipe changes
+    """
     done = [trial for trial in trials if trial.state == "done" and not math.isnan(score(trial))]
     groups = list(by_setting(done).values())
     if not groups:
@@ -114,7 +121,8 @@ def answer(trials: Sequence[Trial]) -> Answer:
     failed = sum(trial.state == "failed" for trial in trials)
     if failed:
         sentences.append(f"{failed} of {len(trials)} trials failed; the table says why.")
-    return Answer("Temperature", sentences, None, {"Settings": [_row(group) for group in order]})
+    won = recipe(base, best[0].setting, "temperature")
+    return Answer("Temperature", sentences, won, {"Settings": [_row(group) for group in order]})
 
 
 def _words(trial: Trial) -> str:
