@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from ray.tune.search import Searcher
 
 from orchestrator import storage
 from orchestrator.cli import to_yaml
-from orchestrator.config import Config
+from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest
 from orchestrator.model.scaling import count_flops
 from orchestrator.train.cluster import TRIAL_CPUS
@@ -51,7 +52,7 @@ class Study:
 
     Parameters
     ----------
-    question : temperature or scaling
+    question : temperature, scaling or options
     uri : of its folder
     base : the configuration that trials change
     """
@@ -78,11 +79,27 @@ class Study:
         config.validate()
         return config
 
-    def prepare(self) -> None:
-        """Pin the data and the vocabulary that all trials share, in a folder like a run's. Ray must be initialised."""
+    def prepare(self, settings: Iterable[Mapping[str, Any]]) -> None:
+        """Pin the data and the vocabulary that all trials share, in a folder like a run's. Ray must be initialised.
+
+        Parameters
+        ----------
+        settings : that trials have
+
+        Raises
+        ------
+        ConfigError : a setting whose global batch is larger than all that it trains on
+        """
         data = self._shared()
         if not data.started:
             manifest, tokenizer = open_data(self.base, data)
+            for setting in settings:
+                config = self.config(setting, "counted", 0)
+                if total_steps(manifest.samples, config) < 1:
+                    raise ConfigError(
+                        f"train.global_batch={config.train.global_batch}: more than the {manifest.samples} samples of "
+                        f"{config.train.epochs} epochs; lower it or add data"
+                    )
             data.save(to_yaml(self.base), manifest, tokenizer)
 
     def _shared(self) -> RunDirectory:
@@ -98,11 +115,23 @@ class Study:
             run.save(to_yaml(config), shared.load_manifest(), shared.load_tokenizer())
         return run.load_manifest()
 
+    @functools.cached_property
+    def _manifest(self) -> Manifest:
+        return self._shared().load_manifest()
+
     def flops(self, setting: Mapping[str, Any]) -> float:
         """Floating point operations of a whole trial of a setting; the study must be prepared."""
         config = self.config(setting, "counted", 0)
-        steps = total_steps(self._shared().load_manifest().samples, config)
-        return float(steps * config.train.global_batch * count_flops(config.model).training)
+        steps = total_steps(self._manifest.samples, config)
+        model = repr(config.model)
+        if model not in self._counted:
+            self._counted[model] = count_flops(config.model).training
+        return float(steps * config.train.global_batch * self._counted[model])
+
+    @functools.cached_property
+    def _counted(self) -> dict[str, int]:
+        """Operations of training on a pair, by model."""
+        return {}
 
 
 class _Reporter(ProgressDisplay):

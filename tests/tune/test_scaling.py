@@ -37,7 +37,8 @@ def model_of(base: Config, setting: dict):
 
 
 def test_models_of_a_budget_have_equal_operations(base, scaling):
-    settings, groups = scaling.settings(), scaling.groups()
+    settings = scaling.settings()
+    groups = [scaling.group(setting) for setting in settings]
     assert sorted(set(groups)) == [1, 2, 4] and len(settings) == 9
     own = sum(vars(count_flops(base.model)).values())
     for setting, budget in zip(settings, groups, strict=True):

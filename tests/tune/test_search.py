@@ -54,7 +54,7 @@ def test_without_accuracy_the_smaller_loss_is_better():
 
 def test_groups_have_contenders_of_their_own():
     """The second group is worse in all, and gets as many seeds."""
-    search = SettingsThenSeeds(SETTINGS, trials=8, groups=[1, 1, 2, 2], contenders=1)
+    search = SettingsThenSeeds(SETTINGS, trials=8, group=lambda setting: setting["x"] // 2, contenders=1)
     for number, accuracy in enumerate((0.8, 0.9, 0.2, 0.1)):
         search.suggest(f"t{number}")
         end(search, f"t{number}", accuracy)
