@@ -163,7 +163,7 @@ class OptunaThenSeeds(SettingsThenSeeds):
                 metric=["score", "flops"],
                 mode=["max", "min"],
                 points_to_evaluate=inside,
-                sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=random, constant_liar=True),
+                sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=random, multivariate=True),
             )
 
     def _propose(self, trial_id: str) -> int:
