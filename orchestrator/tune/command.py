@@ -27,6 +27,7 @@ STUDIES = ("options", "scaling", "temperature")
 
 # What a study that goes on keeps of its command line, besides its question and its trials.
 KEPT = ("compute", "equal", "search", "vary", "stop_early")
+GOING_ON = ("--resume", "--only_report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +120,7 @@ def parse(argv: list[str], description: str) -> Asked:
     parser.add_argument("--only_report", action="store_true", help="with --resume: of the trials that there are")
     known, rest = parser.parse_known_args(argv)
     if known.resume:
-        given = [key for key, value in vars(known).items() if value != parser.get_default(key)]
-        rest = [f"--{key}" for key in given if key not in ("resume", "only_report")] + rest
+        rest = [word for word in argv if word.startswith("--") and word.partition("=")[0] not in GOING_ON]
         return dataclasses.replace(_resume(known.resume.rstrip("/"), rest), only_report=known.only_report)
     if known.only_report:
         raise ConfigError("--only_report: name the study with --resume FOLDER")
