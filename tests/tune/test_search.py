@@ -141,6 +141,8 @@ def test_a_reference_outside_the_space_is_tried_all_the_same():
     own = {**OWN, "x": 0.5}
     specs = run(optuna_search(9, own=own), range(6))
     assert specs[0]["setting"] == own and all(one["setting"]["x"] <= 0.1 for one in specs[1:])
+    both = run(OptunaThenSeeds(SPACE, dict, [OWN, own], trials=9), range(6))
+    assert [one["setting"] for one in both[:2]] == [own, OWN] and len({str(one["setting"]) for one in both}) == 6
 
 
 def test_a_point_that_was_proposed_twice_is_another_seed():
