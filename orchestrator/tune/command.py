@@ -14,14 +14,20 @@ import ray
 from orchestrator import cli, storage
 from orchestrator.config import Config, ConfigError
 from orchestrator.train.cluster import TRIAL_CPUS
+from orchestrator.tune.options import Options
+from orchestrator.tune.plan import SEARCHES, Plan, make_plan
 from orchestrator.tune.question import Question
 from orchestrator.tune.report import write_report
 from orchestrator.tune.scaling import Scaling
-from orchestrator.tune.search import SettingsThenSeeds
 from orchestrator.tune.study import Measure, Study, early_stopping, read_trials, run_study
 from orchestrator.tune.temperature import Temperature
 
-STUDIES = ("scaling", "temperature")
+STUDIES = ("options", "scaling", "temperature")
+
+
+# What a study that goes on keeps of its command line, besides its question and its trials.
+KEPT = ("compute", "equal", "search", "vary", "stop_early")
+GOING_ON = ("--resume", "--only_report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Asked:
     at_once : trials side by side; 0: as many as the cluster has room for
     compute : budgets of a scaling study, as multiples of the base model's operations
     equal : samples or compute: what the trials of a scaling study have alike
+    search : what proposes the settings, one of SEARCHES
+    vary : of a study of options: `option=a..b` or `option=a,b,c`
     stop_early : trials that fall behind others of the same compute
     only_report : make no trial, only the report of those that there are
     """
@@ -44,18 +52,26 @@ class Asked:
     at_once: int
     compute: tuple[float, ...] = (1.0, 2.0, 4.0)
     equal: str = "samples"
+    search: str = "settings"
+    vary: tuple[str, ...] = ()
     stop_early: bool = False
     only_report: bool = False
 
-    def question(self) -> Question:
-        """What the study asks.
+    def plan(self) -> Plan:
+        """What the study asks, and the search that proposes its trials.
 
         Raises
         ------
-        ConfigError : it cannot be asked so
+        ConfigError : it cannot be asked so, or a trial's configuration cannot work
         """
-        if self.study.question == "scaling":
-            return Scaling(self.study.base, self.trials, self.compute, self.equal)
+        return make_plan(self.study, self._question(), self.search, self.trials)
+
+    def _question(self) -> Question:
+        match self.study.question:
+            case "scaling":
+                return Scaling(self.study.base, self.trials, self.compute, self.equal)
+            case "options":
+                return Options(self.study.base, self.trials, self.vary)
         return Temperature(self.study.base, self.trials)
 
     def to_json(self) -> bytes:
@@ -66,7 +82,7 @@ class Asked:
             "trials": self.trials,
             "at_once": self.at_once,
         }
-        state |= {"compute": self.compute, "equal": self.equal, "stop_early": self.stop_early}
+        state |= {key: getattr(self, key) for key in KEPT}
         return json.dumps(state, indent=1).encode()
 
 
@@ -85,6 +101,18 @@ def parse(argv: list[str], description: str) -> Asked:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--compute", default="1,2,4", help="scaling: budgets, as multiples of the base model's")
     parser.add_argument("--equal", choices=("samples", "compute"), default="samples", help="scaling: for all trials")
+    parser.add_argument(
+        "--search",
+        choices=SEARCHES,
+        help="settings: the study's own choice of them; options: optuna where none is named",
+    )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUES",
+        help="options: a..b (a range) or a,b,c; repeat it",
+    )
     parser.add_argument("--at_once", type=int, default=0, help="trials side by side; 0: as many as there is room for")
     parser.add_argument("--stop_early", action="store_true", help="trials that fall behind others of the same compute")
     parser.add_argument("--name", default="", help="of the study's folder under run.storage_path")
@@ -92,9 +120,12 @@ def parse(argv: list[str], description: str) -> Asked:
     parser.add_argument("--only_report", action="store_true", help="with --resume: of the trials that there are")
     known, rest = parser.parse_known_args(argv)
     if known.resume:
+        rest = [word for word in argv if word.startswith("--") and word.partition("=")[0] not in GOING_ON]
         return dataclasses.replace(_resume(known.resume.rstrip("/"), rest), only_report=known.only_report)
     if known.only_report:
         raise ConfigError("--only_report: name the study with --resume FOLDER")
+    if known.vary and known.study != "options":
+        raise ConfigError(f"--vary {known.vary[0]}: for --study options alone")
     base = cli.parse(["--config", known.base, *rest], description)
     name = known.name or f"tune-{known.study}"
     uri = storage.join(storage.absolute(base.run.storage_path), name)
@@ -104,7 +135,10 @@ def parse(argv: list[str], description: str) -> Asked:
         compute = tuple(float(part) for part in known.compute.split(","))
     except ValueError:
         raise ConfigError(f"--compute {known.compute}: numbers with commas between, such as 1,2,4") from None
-    return Asked(Study(known.study, uri, base), known.trials, known.at_once, compute, known.equal, known.stop_early)
+    return Asked(
+        Study(known.study, uri, base), known.trials, known.at_once, compute, known.equal,
+        known.search or ("optuna" if known.study == "options" else "settings"), tuple(known.vary), known.stop_early,
+    )  # fmt: skip
 
 
 def _resume(folder: str, rest: list[str]) -> Asked:
@@ -120,34 +154,31 @@ def _resume(folder: str, rest: list[str]) -> Asked:
         base = cli.parse(["--config", file], "")
     saved = json.loads(storage.read_bytes(storage.join(uri, "study.json")))
     study = Study(saved["question"], uri, base)
-    known = {key: saved[key] for key in ("trials", "at_once", "equal", "stop_early")}
-    return Asked(study, compute=tuple(saved["compute"]), **known)
+    known: dict[str, Any] = {key: saved[key] for key in KEPT if key in saved}
+    known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
+    return Asked(study, saved["trials"], saved["at_once"], **known)
 
 
-def run(asked: Asked, measure: Measure) -> str:
+def run(asked: Asked, plan: Plan, measure: Measure) -> str:
     """Make the trials that are still to be made, and the report; returns the report's folder. Ray must be initialised.
 
     Raises
     ------
-    ConfigError : a trial's configuration that cannot work, found before the first one starts
+    ConfigError : a trial that cannot be made of the data there is, found before the first one starts
     """
-    study, question = asked.study, asked.question()
-    settings = question.settings()
-    for place, setting in enumerate(settings):
-        study.config(setting, f"{place:03d}", study.base.run.seed)
-    study.prepare()
+    study, question = asked.study, plan.question
+    study.prepare(plan.examples)
     storage.write_bytes(storage.join(study.uri, "study.json"), asked.to_json())
     if asked.only_report:
         trials = read_trials(study)
     else:
-        search = SettingsThenSeeds(settings, asked.trials, study.base.run.seed, question.groups())
-        scheduler = early_stopping([study.flops(setting) for setting in settings]) if asked.stop_early else None
+        scheduler = early_stopping([study.flops(setting) for setting in plan.examples]) if asked.stop_early else None
         room = room_for(study.base)
         at_once = asked.at_once or room
         if at_once > room:
             cure = "unless nodes are added, trials may wait for each other's CPUs"
             print(f"--at_once {at_once}: the cluster has room for {room}; {cure}", flush=True)
-        trials = run_study(study, search, asked.trials, measure, at_once, scheduler)
+        trials = run_study(study, plan.search, asked.trials, measure, at_once, scheduler)
     answer = question.answer(trials)
     print("\n".join(answer.sentences), flush=True)
     report = storage.join(study.uri, "report")

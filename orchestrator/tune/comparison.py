@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -41,6 +41,34 @@ def spread(group: Sequence[Trial]) -> str:
     scores = [abs(score(trial)) for trial in group]
     deviation = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
     return f"{what} {fmean(scores):.4f}{deviation} ({len(scores)} seed{'s' if len(scores) > 1 else ''})"
+
+
+def operations(group: Sequence[Trial]) -> float:
+    """Of training one setting, mean over its seeds."""
+    return fmean(trial.flops for trial in group)
+
+
+def pareto_front(groups: Sequence[Sequence[Trial]]) -> list[Sequence[Trial]]:
+    """The settings than which no other is both as good and as cheap in operations, the cheapest first."""
+    front: list[Sequence[Trial]] = []
+    for group in sorted(groups, key=lambda group: (operations(group), -mean(group))):
+        if not front or mean(group) > mean(front[-1]):
+            front.append(group)
+    return front
+
+
+def front_sentence(groups: Sequence[Sequence[Trial]], words: Callable[[Trial], str]) -> str:
+    """The Pareto front in words.
+
+    Parameters
+    ----------
+    groups : of ended trials, one a setting, at least one
+    words : for the setting of a trial
+    """
+    front = pareto_front(groups)
+    what = "loss" if any(math.isnan(trial.accuracy) for trial in front[0]) else "accuracy"
+    named = "; ".join(f"{words(group[0])} ({operations(group):.3g} FLOPs, {spread(group)})" for group in front)
+    return f"Pareto front, {what} against operations, {len(front)} of {len(groups)} settings: {named}."
 
 
 def setting_key(setting: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from orchestrator.tune.wording import cell
+
 
 class StudyDisplay(tune.Callback):
     """Shows what becomes of trials.
@@ -86,7 +88,7 @@ def line(result: dict[str, Any]) -> str:
 
 def _cells(result: dict[str, Any]) -> list[str]:
     config = result["config"]
-    setting = " ".join(f"{option.rpartition('.')[2]}={value}" for option, value in config["setting"].items())
+    setting = " ".join(f"{option.rpartition('.')[2]}={cell(value)}" for option, value in config["setting"].items())
     if result.get("error"):
         return [setting, str(config["seed"]), "", "stopped", "", "", "", ""]
     accuracy = "" if math.isnan(result["accuracy"]) else f"{result['accuracy']:.1%}"

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure
 
 from orchestrator.tune.report import Answer
+from orchestrator.tune.space import Point, Space
 from orchestrator.tune.trial import Trial
 
 
@@ -17,10 +18,24 @@ class Question(Protocol):
     title: str
 
     def settings(self) -> list[dict[str, Any]]:
-        """Settings to try: option of the configuration -> value."""
+        """The question's own choice of settings: option of the configuration -> value.
 
-    def groups(self) -> list[Hashable]:
-        """For each setting, the group within which settings are compared; the first of a group is its reference."""
+        Raises
+        ------
+        ConfigError : it has none
+        """
+
+    def space(self) -> Space:
+        """What a search may propose in their place."""
+
+    def references(self) -> list[Point]:
+        """Points that a search tries first, the reference of each group."""
+
+    def setting(self, point: Point) -> dict[str, Any]:
+        """The setting that a point stands for."""
+
+    def group(self, setting: Mapping[str, Any]) -> Hashable:
+        """The group within which a setting is compared; the first setting of a group is its reference."""
 
     def answer(self, trials: Sequence[Trial]) -> Answer:
         """What the trials so far say."""

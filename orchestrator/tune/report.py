@@ -28,7 +28,7 @@ import pyarrow.parquet
 from matplotlib.figure import Figure
 
 from orchestrator import storage
-from orchestrator.tune.plots import DPI
+from orchestrator.tune.drawing import DPI
 from orchestrator.tune.trial import Trial
 from orchestrator.tune.wording import cell, differing, number, options_of, plain, short_names
 

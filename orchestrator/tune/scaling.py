@@ -9,18 +9,36 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
+from ray import tune
 
 from orchestrator.cli import to_yaml
 from orchestrator.config import Config, ConfigError, ModelConfig
+from orchestrator.model.scaling import count_flops
 from orchestrator.tune import plots
-from orchestrator.tune.comparison import by_setting, margin, mean, score, setting_key, spread
+from orchestrator.tune.comparison import (
+    by_setting,
+    front_sentence,
+    margin,
+    mean,
+    pareto_front,
+    score,
+    setting_key,
+    spread,
+)
 from orchestrator.tune.power_law import PowerLaw, extrapolate, fit_power_law
+from orchestrator.tune.recipe import configured
 from orchestrator.tune.report import Answer
-from orchestrator.tune.splits import SHARES, Split, equal_compute
+from orchestrator.tune.space import Point, Space
+from orchestrator.tune.splits import Models, Split, equal_compute, shares_of, split_of
 from orchestrator.tune.trial import Trial
 
 # The budget that a recipe is written for, as a multiple of the largest one.
 NEXT = 2.0
+# The coordinates of a search: the budget, and two numbers from 0 to 1 that stand for the shares of width and of depth.
+BUDGET, WIDTH, DEPTH = "budget", "width", "depth"
+# What they are at equal shares.
+EQUALLY = {WIDTH: 5 / 9, DEPTH: 1 / 2}
+BALANCED = "balanced"
 
 
 class Scaling:
@@ -54,12 +72,41 @@ class Scaling:
         except ValueError as error:
             raise ConfigError(f"--compute: {error}") from None
         self._splits = [(budget, split) for budget, splits in found.items() for split in splits[:each]]
+        self._names = {setting_key(self._setting(*place)): place[1].name for place in self._splits}
+        self._operations = count_flops(base.model).total
+        self._models: dict[float, Models] = {}
+        self._known: dict[str, tuple[float, Split]] = {}
 
     def settings(self) -> list[dict[str, Any]]:
         return [self._setting(budget, split) for budget, split in self._splits]
 
-    def groups(self) -> list[Hashable]:
-        return [budget for budget, _ in self._splits]
+    def space(self) -> Space:
+        return {BUDGET: tune.choice(self._budgets), WIDTH: tune.uniform(0.0, 1.0), DEPTH: tune.uniform(0.0, 1.0)}
+
+    def references(self) -> list[Point]:
+        return [{BUDGET: budget, **EQUALLY} for budget in self._budgets]
+
+    def setting(self, point: Point) -> dict[str, Any]:
+        budget = point[BUDGET]
+        if all(point[key] == value for key, value in EQUALLY.items()):
+            return next(self._setting(*place) for place in self._splits if place[0] == budget)
+        if budget not in self._models:
+            self._models[budget] = Models(self._base.model, budget)
+        # Shares drawn so are spread evenly over all that add up to 1.
+        width = 1 - math.sqrt(1 - point[WIDTH])
+        depth = (1 - width) * point[DEPTH]
+        return self._setting(budget, self._models[budget].nearest((width, depth, 1 - width - depth)))
+
+    def group(self, setting: Mapping[str, Any]) -> Hashable:
+        return self._split_of(setting)[0]
+
+    def _split_of(self, setting: Mapping[str, Any]) -> tuple[float, Split]:
+        key = setting_key(setting)
+        if key not in self._known:
+            split = split_of(self._base.model, configured(self._base, setting).model)
+            budget = min(self._budgets, key=lambda budget: abs(math.log(split.flops / self._operations / budget)))
+            self._known[key] = budget, dataclasses.replace(split, name=self._names.get(key, split.name))
+        return self._known[key]
 
     def _setting(self, budget: float, split: Split) -> dict[str, Any]:
         vision, text = split.config.vision, split.config.text
@@ -85,12 +132,14 @@ class Scaling:
             return Answer("Scaling", ["No trial has ended yet: there is nothing to say."], None, {})
         sentences, bests = [], {}
         for budget in self._budgets:
-            of_budget = {split.name: group for (one, split), group in groups if one == budget}
+            of_budget = [(split, group) for (one, split), group in groups if one == budget]
             if not of_budget:
                 continue
-            name = max(of_budget, key=lambda name: mean(of_budget[name]))
-            bests[budget] = (name, of_budget[name])
-            sentences.append(f"Budget {budget:g}: {name} is best, {spread(of_budget[name])}{_over(of_budget, name)}.")
+            split, group = bests[budget] = max(of_budget, key=lambda pair: mean(pair[1]))
+            others = [pair for pair in of_budget if pair[1] is not group]
+            sentences.append(f"Budget {budget:g}: {split.name} is best, {spread(group)}{_over(group, others)}.")
+        every = [group for _, group in groups]
+        sentences.append(front_sentence(every, lambda trial: self._words(trial.setting)))
         best_trials = [trial for _, group in bests.values() for trial in group]
         for what, values in _measures(best_trials).items():
             law = fit_power_law([trial.flops for trial in best_trials], values)
@@ -106,29 +155,30 @@ class Scaling:
             f"For {NEXT * largest:g} times the base model's compute: {reached}; recipe.yaml is that run, for "
             "jobs/pretrain.py --config."
         )
-        rows = [self._row(budget, split, group) for (budget, split), group in groups]
+        front = pareto_front(every)
+        rows = [self._row(budget, split, group, group in front) for (budget, split), group in groups]
         return Answer("Scaling", sentences, self._recipe(model, NEXT * largest), {"Models": rows})
 
     def _grouped(self, trials: Sequence[Trial]) -> list[tuple[tuple[float, Split], list[Trial]]]:
-        """Trials that have ended, by budget and split, in the order of the settings."""
+        """Trials that have ended, by budget and split, the smallest budget first."""
         done = [trial for trial in trials if trial.state == "done" and not math.isnan(score(trial))]
-        found = by_setting(done)
-        pairs = [(place, found.get(setting_key(self._setting(*place)), [])) for place in self._splits]
-        return [(place, group) for place, group in pairs if group]
+        groups = [(self._split_of(group[0].setting), group) for group in by_setting(done).values()]
+        return sorted(groups, key=lambda pair: pair[0][0])
 
-    def _next(self, name: str, budget: float) -> tuple[ModelConfig, str]:
-        splits = equal_compute(self._base.model, budget, SHARES)
-        split = next((split for split in splits if split.name == name), splits[0])
-        vision = split.config.vision
-        layers = "-".join(map(str, vision.layers))
-        words = f"width {vision.width}, layers {layers}, {split.config.image_size} pixels ({split.name})"
-        return split.config, words
+    def _words(self, setting: Mapping[str, Any]) -> str:
+        budget, split = self._split_of(setting)
+        return f"budget {budget:g} {split.name}"
+
+    def _next(self, best: Split, budget: float) -> tuple[ModelConfig, str]:
+        """The model of a larger budget, with the proportions of the best one."""
+        split = Models(self._base.model, budget).nearest(shares_of(best))
+        return split.config, f"{split.name} (in proportion as {best.name})"
 
     def _recipe(self, model: ModelConfig, budget: float) -> str:
         run = dataclasses.replace(self._base.run, name=f"{self._base.run.name}-x{budget:g}")
         return to_yaml(dataclasses.replace(self._base, model=model, run=run))
 
-    def _row(self, budget: float, split: Split, group: Sequence[Trial]) -> dict[str, Any]:
+    def _row(self, budget: float, split: Split, group: Sequence[Trial], on_front: bool) -> dict[str, Any]:
         vision = split.config.vision
         return {
             "budget": budget,
@@ -140,6 +190,7 @@ class Scaling:
             "seeds": len(group),
             "loss": fmean(trial.loss for trial in group),
             "accuracy": fmean(trial.accuracy for trial in group),
+            "on the Pareto front": "yes" if on_front else "",
         }
 
     def figures(self, trials: Sequence[Trial]) -> Mapping[str, Figure | None]:
@@ -154,6 +205,7 @@ class Scaling:
             ),
             "Loss against width at equal compute": plots.iso_flop(done, "model.vision.width"),
             "Loss against resolution at equal compute": plots.iso_flop(done, "model.image_size"),
+            "Accuracy against compute": plots.accuracy_against_compute(done),
             "All settings": plots.parallel_coordinates(done, ["model.vision.width", "model.image_size"]),
         }
 
@@ -170,13 +222,12 @@ def _drawn(law: PowerLaw | None) -> PowerLaw | None:
     return law if law is not None and not law.reason else None
 
 
-def _over(of_budget: Mapping[str, Sequence[Trial]], best: str) -> str:
+def _over(best: Sequence[Trial], others: Sequence[tuple[Split, list[Trial]]]) -> str:
     """By how much the best split leads, over the balanced one or, where that is the best, over the next."""
-    others = [name for name in of_budget if name != best]
     if not others:
         return ""
-    other = "balanced" if "balanced" in others else max(others, key=lambda name: mean(of_budget[name]))
-    return f"; over {other}: {margin(of_budget[best], of_budget[other])}"
+    split, group = max(others, key=lambda pair: (pair[0].name == BALANCED, mean(pair[1])))
+    return f"; over {split.name}: {margin(best, group)}"
 
 
 def _measures(trials: Sequence[Trial]) -> dict[str, list[float]]:

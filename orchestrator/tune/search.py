@@ -1,15 +1,24 @@
-"""Which trial comes next: every setting once, then more seeds where the answer is closer than the noise."""
+"""Which trial comes next: what a search proposes, then more seeds where the answer is closer than the noise."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import optuna
 from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from orchestrator.tune.comparison import setting_key
+from orchestrator.tune.space import Point, Space, contains
+
+Setting = dict[str, Any]
 
 
 class SettingsThenSeeds(Searcher):
@@ -23,8 +32,8 @@ class SettingsThenSeeds(Searcher):
     settings : to try
     trials : in all, at least one a setting
     seed : of the first trial of each setting; others count up from it
-    groups : for each setting, the group within which it is compared; the first setting of a group is the reference that
-        a winner is held against. None: one group
+    group : the group within which a setting is compared; the first setting of a group is the reference that a winner is
+        held against. None: one group
     contenders : settings of a group that get more seeds, besides the reference
 
     Raises
@@ -32,12 +41,14 @@ class SettingsThenSeeds(Searcher):
     ValueError : fewer trials than settings, or no setting
     """
 
+    kept: tuple[str, ...] = ("_settings", "_place", "_seeds", "_scores", "_ended")
+
     def __init__(
         self,
         settings: Sequence[Mapping[str, Any]],
         trials: int,
         seed: int = 0,
-        groups: Sequence[Hashable] | None = None,
+        group: Callable[[Setting], Hashable] = lambda setting: None,
         contenders: int = 2,
     ):
         super().__init__(metric="loss", mode="min")
@@ -45,9 +56,9 @@ class SettingsThenSeeds(Searcher):
             raise ValueError("a study needs at least one setting")
         if trials < len(settings):
             raise ValueError(f"{trials} trials are fewer than the {len(settings)} settings; raise them")
+        self._trials, self._seed, self._group, self._contenders = trials, seed, group, contenders
+        self._own = len(settings)  # trials that are not further seeds
         self._settings = [dict(setting) for setting in settings]
-        self._trials, self._seed, self._contenders = trials, seed, contenders
-        self._groups = list(groups) if groups is not None else [None] * len(settings)
         self._place: dict[str, int] = {}  # of the setting that a trial has, by Tune's name for the trial
         self._seeds = [0] * len(settings)
         self._scores: list[list[float]] = [[] for _ in settings]
@@ -56,8 +67,8 @@ class SettingsThenSeeds(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if len(self._place) >= self._trials:
             return Searcher.FINISHED
-        if len(self._place) < len(self._settings):
-            place = len(self._place)
+        if len(self._place) < self._own:
+            place = self._propose(trial_id)
         elif any(not seeds for seeds in self._scores) and len(self._ended) < len(self._place):
             return None  # The contenders are known once every setting has ended once.
         else:
@@ -65,12 +76,21 @@ class SettingsThenSeeds(Searcher):
         self._place[trial_id] = place
         seed = self._seed + self._seeds[place]
         self._seeds[place] += 1
-        return {"setting": self._settings[place], "name": f"{place:03d}-{seed}", "seed": seed}
+        return {"setting": self._settings[place], "name": f"{self._name(place)}-{seed}", "seed": seed}
+
+    def _propose(self, trial_id: str) -> int:
+        """The place of a setting that a trial is the first of."""
+        return len(self._place)
+
+    def _name(self, place: int) -> str:
+        return f"{place:03d}"
 
     def _next_place(self) -> int:
+        groups: dict[Hashable, list[int]] = {}
+        for place, setting in enumerate(self._settings):
+            groups.setdefault(self._group(setting), []).append(place)
         contenders: list[int] = []
-        for group in dict.fromkeys(self._groups):
-            places = [place for place, one in enumerate(self._groups) if one == group]
+        for places in groups.values():
             best = sorted(places, key=self._rank)[: self._contenders]
             contenders += [*best, *(place for place in places[:1] if place not in best)]
         return min(contenders, key=lambda place: self._seeds[place])
@@ -89,10 +109,93 @@ class SettingsThenSeeds(Searcher):
         self._scores[self._place[trial_id]].append(score)
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).write_bytes(pickle.dumps({key: vars(self)[key] for key in _KEPT}))
+        Path(checkpoint_path).write_bytes(pickle.dumps({key: vars(self)[key] for key in self.kept}))
 
     def restore(self, checkpoint_path: str) -> None:
         vars(self).update(pickle.loads(Path(checkpoint_path).read_bytes()))
 
 
-_KEPT = ("_settings", "_groups", "_trials", "_seed", "_contenders", "_place", "_seeds", "_scores", "_ended")
+class OptunaThenSeeds(SettingsThenSeeds):
+    """Points by Optuna's tree-structured Parzen estimator, for a high score at a low cost, then more seeds.
+
+    A third of the trials are seeds; of the points, a third are random, for the estimator to start from.
+
+    Parameters
+    ----------
+    space : that points are of
+    setting : of a point
+    references : points that are tried first
+    trials, seed, group, contenders : as of SettingsThenSeeds
+
+    Raises
+    ------
+    ValueError : fewer trials than references
+
+    Source: Bergstra et al. 2011; for several objectives Ozaki et al. 2020.
+    """
+
+    kept = (*SettingsThenSeeds.kept, "_optuna", "_asked")
+
+    def __init__(
+        self,
+        space: Space,
+        setting: Callable[[Point], Setting],
+        references: Sequence[Point],
+        trials: int,
+        seed: int = 0,
+        group: Callable[[Setting], Hashable] = lambda setting: None,
+        contenders: int = 2,
+    ):
+        # Those outside the space come first, and Optuna is not told of them.
+        ordered = sorted(references, key=lambda point: contains(space, point))
+        inside = [point for point in ordered if contains(space, point)]
+        super().__init__([setting(point) for point in ordered], trials, seed, group, contenders)
+        self._own, self._outside = max(len(ordered), searched(trials)), len(ordered) - len(inside)
+        self._setting = setting
+        self._asked: set[str] = set()  # trials that Optuna waits to hear of
+        random = len(inside) + max(2, min(10, (self._own - len(ordered)) // 3))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            # Optuna could not keep a choice of lists in a database; it is kept with the study.
+            warnings.filterwarnings("ignore", "Choices for a categorical distribution")
+            self._optuna = OptunaSearch(
+                OptunaSearch.convert_search_space(dict(space)),
+                metric=["score", "flops"],
+                mode=["max", "min"],
+                points_to_evaluate=inside,
+                sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=random, multivariate=True),
+            )
+
+    def _propose(self, trial_id: str) -> int:
+        number = len(self._place)
+        if number < self._outside:
+            return number
+        self._asked.add(trial_id)
+        setting = self._setting(self._optuna.suggest(trial_id) or {})
+        keys = [setting_key(known) for known in self._settings]
+        if setting_key(setting) not in keys:
+            self._settings.append(setting)
+            self._seeds.append(0)
+            self._scores.append([])
+            return len(keys)
+        return keys.index(setting_key(setting))
+
+    def _name(self, place: int) -> str:
+        # A study that was cut off may have forgotten a trial of its last seconds, and another point may take its place:
+        # it must not go on in that trial's folder.
+        return f"{place:03d}-{hashlib.sha256(setting_key(self._settings[place]).encode()).hexdigest()[:6]}"
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        super().on_trial_complete(trial_id, result, error)
+        if trial_id not in self._asked:
+            return
+        self._asked.remove(trial_id)
+        score = self._scores[self._place[trial_id]][-1]
+        # Without a result it counts as pruned, which is worse than any; with an error it does not count.
+        told = None if math.isnan(score) or not result else {"score": score, "flops": result["flops"]}
+        self._optuna.on_trial_complete(trial_id, told, error)
+
+
+def searched(trials: int) -> int:
+    """How many of a study's trials a search proposes; the rest are more seeds."""
+    return math.ceil(2 * trials / 3)

@@ -103,6 +103,57 @@ def equal_compute(
     return found
 
 
+class Models:
+    """The models of one budget, for shares of any kind.
+
+    Parameters
+    ----------
+    base, compute, tolerance : as of equal_compute
+    """
+
+    def __init__(self, base: ModelConfig, compute: float, tolerance: float = 0.03):
+        self._base, self._compute, self._tolerance = base, compute, tolerance
+        self._budget = compute * _count(base)
+        near = _candidates(base, compute, self._budget)
+        self._near = [split for split in near if abs(split.flops / self._budget - 1) <= tolerance]
+        self._counted: dict[int, int] = {}  # operations, by the place of a candidate
+
+    def nearest(self, share: Share) -> Split:
+        """The model nearest to a proportion whose counted operations are within tolerance; its name is its sizes.
+
+        Raises
+        ------
+        ValueError : there is none
+        """
+        for place in sorted(range(len(self._near)), key=lambda place: _distance(self._base, self._near[place], share)):
+            split = self._near[place]
+            if place not in self._counted:
+                self._counted[place] = _count(split.config)
+            if abs(self._counted[place] / self._budget - 1) <= self._tolerance:
+                return dataclasses.replace(split, name=sizes(split.config), flops=self._counted[place])
+        raise ValueError(f"compute={self._compute}: no model within tolerance={self._tolerance}")
+
+
+def split_of(base: ModelConfig, config: ModelConfig) -> Split:
+    """What a model makes of the base model's compute; its name is its sizes."""
+    vision, own = config.vision, base.vision
+    width, depth = vision.width / own.width, sum(vision.layers) / sum(own.layers)
+    return Split(sizes(config), config, _count(config), width, depth, config.image_size / base.image_size)
+
+
+def shares_of(split: Split) -> Share:
+    """The shares of width, depth and resolution that a model's proportion is that of; some may be below 0."""
+    logs = (2 * math.log(split.width), math.log(split.depth), 2 * math.log(split.resolution))
+    width, depth, resolution = (1 / 3 + (log - sum(logs) / 3) / math.log(SPREAD) for log in logs)
+    return width, depth, resolution
+
+
+def sizes(config: ModelConfig) -> str:
+    """Of the image tower, in words."""
+    layers = "-".join(map(str, config.vision.layers))
+    return f"width {config.vision.width}, layers {layers}, {config.image_size} pixels"
+
+
 def _choose(
     base: ModelConfig, candidates: list[Split], budget: float, shares: Sequence[Share], tolerance: float
 ) -> list[Split]:

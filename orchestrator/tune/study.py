@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
 from orchestrator.tune.progress import StudyDisplay
+from orchestrator.tune.recipe import configured
 from orchestrator.tune.trial import Trial
 
 # The share of a run's last records that its loss is the mean of: single steps are noisy.
@@ -50,7 +52,7 @@ class Study:
 
     Parameters
     ----------
-    question : temperature or scaling
+    question : temperature, scaling or options
     uri : of its folder
     base : the configuration that trials change
     """
@@ -71,25 +73,33 @@ class Study:
         ------
         ConfigError : an option that does not exist, or a value that cannot work
         """
-        config = copy.deepcopy(self.base)
-        for option, value in setting.items():
-            *sections, key = option.split(".")
-            place: Any = config
-            for section in sections:
-                place = getattr(place, section, None)
-            if not hasattr(place, key):
-                raise ConfigError(f"{option}: no such option")
-            setattr(place, key, value)
+        config = configured(self.base, setting)
         runs = storage.join(self.uri, "trials")
         config.run = dataclasses.replace(config.run, name=name, seed=seed, resume="auto", storage_path=runs)
         config.validate()
         return config
 
-    def prepare(self) -> None:
-        """Pin the data and the vocabulary that all trials share, in a folder like a run's. Ray must be initialised."""
+    def prepare(self, settings: Iterable[Mapping[str, Any]]) -> None:
+        """Pin the data and the vocabulary that all trials share, in a folder like a run's. Ray must be initialised.
+
+        Parameters
+        ----------
+        settings : that trials have
+
+        Raises
+        ------
+        ConfigError : a setting whose global batch is larger than all that it trains on
+        """
         data = self._shared()
         if not data.started:
             manifest, tokenizer = open_data(self.base, data)
+            for setting in settings:
+                config = self.config(setting, "counted", 0)
+                if total_steps(manifest.samples, config) < 1:
+                    raise ConfigError(
+                        f"train.global_batch={config.train.global_batch}: more than the {manifest.samples} samples of "
+                        f"{config.train.epochs} epochs; lower it or add data"
+                    )
             data.save(to_yaml(self.base), manifest, tokenizer)
 
     def _shared(self) -> RunDirectory:
@@ -105,11 +115,23 @@ class Study:
             run.save(to_yaml(config), shared.load_manifest(), shared.load_tokenizer())
         return run.load_manifest()
 
+    @functools.cached_property
+    def _manifest(self) -> Manifest:
+        return self._shared().load_manifest()
+
     def flops(self, setting: Mapping[str, Any]) -> float:
         """Floating point operations of a whole trial of a setting; the study must be prepared."""
         config = self.config(setting, "counted", 0)
-        steps = total_steps(self._shared().load_manifest().samples, config)
-        return float(steps * config.train.global_batch * count_flops(config.model).training)
+        steps = total_steps(self._manifest.samples, config)
+        model = repr(config.model)
+        if model not in self._counted:
+            self._counted[model] = count_flops(config.model).training
+        return float(steps * config.train.global_batch * self._counted[model])
+
+    @functools.cached_property
+    def _counted(self) -> dict[str, int]:
+        """Operations of training on a pair, by model."""
+        return {}
 
 
 class _Reporter(ProgressDisplay):

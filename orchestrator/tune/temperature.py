@@ -9,11 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
+from ray import tune
 
 from orchestrator.config import Config, ConfigError, ModelConfig
 from orchestrator.tune import plots
 from orchestrator.tune.comparison import by_setting, margin, mean, score, spread
+from orchestrator.tune.recipe import recipe
 from orchestrator.tune.report import Answer
+from orchestrator.tune.space import Point, Space, between
 from orchestrator.tune.trial import Trial
 
 INITIAL, LEARNED, CLAMP, BIAS = (
@@ -22,6 +25,7 @@ INITIAL, LEARNED, CLAMP, BIAS = (
 # The paper's clamp of 100 is one of them; a bound that training never meets is the other.
 CLAMPS = (100.0, 1000.0)
 HOTTEST, COLDEST = 0.5, 0.01
+LEAST_BIAS = -15.0
 
 
 class Temperature:
@@ -40,16 +44,36 @@ class Temperature:
     title = "How should the temperature be set?"
 
     def __init__(self, base: Config, trials: int):
-        self._settings = settings(base.model, trials)
+        self._base, self._settings = base, settings(base.model, trials)
 
     def settings(self) -> list[dict[str, Any]]:
         return self._settings
 
-    def groups(self) -> list[Hashable]:
-        return [None] * len(self._settings)
+    def space(self) -> Space:
+        model = self._base.model
+        coldest = max(COLDEST, 1 / model.max_logit_scale)
+        space = {
+            INITIAL: between(coldest, HOTTEST),
+            LEARNED: tune.choice([True, False]),
+            CLAMP: tune.choice(sorted({model.max_logit_scale, *(clamp for clamp in CLAMPS if clamp * coldest >= 1)})),
+        }
+        if model.objective == "sigmoid":
+            space[BIAS] = between(LEAST_BIAS, 0.0)
+        return space
+
+    def references(self) -> list[Point]:
+        model = self._base.model
+        own = {INITIAL: model.init_temperature, LEARNED: True, CLAMP: model.max_logit_scale}
+        return [own | ({BIAS: model.init_logit_bias} if model.objective == "sigmoid" else {})]
+
+    def setting(self, point: Point) -> dict[str, Any]:
+        return dict(point)
+
+    def group(self, setting: Mapping[str, Any]) -> Hashable:
+        return None
 
     def answer(self, trials: Sequence[Trial]) -> Answer:
-        return answer(trials)
+        return answer(trials, self._base)
 
     def figures(self, trials: Sequence[Trial]) -> Mapping[str, Figure | None]:
         return {
@@ -85,14 +109,20 @@ def settings(model: ModelConfig, trials: int) -> list[dict[str, Any]]:
         found.append({**default, INITIAL: float(f"{start:.2g}"), LEARNED: learned})
     extra = [{**default, CLAMP: clamp} for clamp in CLAMPS if clamp != model.max_logit_scale and 1 / own <= clamp]
     if model.objective == "sigmoid":
-        extra += [{**default, BIAS: bias} for bias in (0.0, -5.0, -15.0) if bias != model.init_logit_bias]
+        extra += [{**default, BIAS: bias} for bias in (0.0, -5.0, LEAST_BIAS) if bias != model.init_logit_bias]
     number = max(2, math.ceil(trials / 2))
     kept = found[: max(2, number - len(extra))] + extra
     return kept[:number]
 
 
-def answer(trials: Sequence[Trial]) -> Answer:
-    """What the trials so far say: the best setting, its margin over the default, and whether learning beats fixing."""
+def answer(trials: Sequence[Trial], base: Config) -> Answer:
+    """What the trials so far say: the best setting, its margin over the default, and whether learning beats fixing.
+
+    Parameters
+    ----------
+    trials : in any state
+    base : the configuration that the winner's recipe changes
+    """
     done = [trial for trial in trials if trial.state == "done" and not math.isnan(score(trial))]
     groups = list(by_setting(done).values())
     if not groups:
@@ -114,7 +144,8 @@ def answer(trials: Sequence[Trial]) -> Answer:
     failed = sum(trial.state == "failed" for trial in trials)
     if failed:
         sentences.append(f"{failed} of {len(trials)} trials failed; the table says why.")
-    return Answer("Temperature", sentences, None, {"Settings": [_row(group) for group in order]})
+    won = recipe(base, best[0].setting, "temperature")
+    return Answer("Temperature", sentences, won, {"Settings": [_row(group) for group in order]})
 
 
 def _words(trial: Trial) -> str:

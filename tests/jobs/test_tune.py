@@ -81,6 +81,8 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
         assert (len(scales) == 1) == (name in set(fixed))
     report = (study / "report/report.md").read_text()
     assert "Best: temperature" in report and "seeds" in report
+    best = yaml.safe_load((study / "report/recipe.yaml").read_text())
+    assert best["model"]["init_temperature"] in set(table["model.init_temperature"])
     assert "Best: temperature" in resumed.stdout and "report.md" in resumed.stdout
 
     again = subprocess.run(COMMAND + started, env=ENVIRONMENT, capture_output=True, text=True)
@@ -133,6 +135,54 @@ def test_a_scaling_study_ends_in_a_recipe_that_runs(tmp_path):
     assert (tmp_path / "data/runs/shapes-x4/final/config.json").exists()
 
 
+@pytest.mark.timeout(900)
+def test_optuna_s_study_of_options_goes_on_after_a_kill(tmp_path):
+    recipe = write_data(str(tmp_path / "data"))
+    recipe["train"].update(num_workers=1, epochs=1, log_every=2)
+    recipe["data"]["cpus_per_reader"] = 0.4  # room for two trials side by side
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    study = tmp_path / "data/runs/tune-options"
+    asked = ["--study", "options", "--search", "optuna", "--trials", "4", "--at_once", "2", "--base", str(file)]
+    asked += ["--vary", "optim.lr=1e-4..1e-2", "--vary", "model.vision.layers=[1,1,1,1],[2,1,1,1]"]
+    log = tmp_path / "first.log"
+    with log.open("wb") as out:
+        first = subprocess.Popen(COMMAND + asked, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
+    try:
+
+        def one_done_and_tune_knows_it():
+            assert first.poll() is None, log.read_text()[-4000:]
+            return "[1/4]" in log.read_text() and list((study / "trials").glob("002-*/config.yaml"))
+
+        wait_until(one_done_and_tune_knows_it, 300, "the third trial")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    finished = list((study / "trials").glob("*/zero_shot.json"))
+    assert finished
+    finished_at = [file.stat().st_mtime_ns for file in finished]
+
+    resumed = subprocess.run([*COMMAND, "--resume", str(study)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stdout[-5000:] + resumed.stderr[-3000:]
+    assert [file.stat().st_mtime_ns for file in finished] == finished_at
+    table = pandas.read_parquet(study / "report/trials.parquet").sort_values("name").set_index("name")
+    assert list(table["state"]) == ["done"] * 4 and set(table["seed"]) == {0, 1}
+    # The base's own setting, two of Optuna's, and another seed of one of them; each ran with what the table says.
+    assert table["optim.lr"].iloc[0] == 2e-3
+    assert table[["optim.lr", "model.vision.layers"]].drop_duplicates().shape[0] == 3
+    for run in (study / "trials").iterdir():
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["optim"]["lr"] == table.loc[run.name, "optim.lr"]
+        assert json.dumps(config["model"]["vision"]["layers"]) == table.loc[run.name, "model.vision.layers"]
+        # Ten steps of warm-up end at the peak.
+        assert records(run)[-1]["lr"] == pytest.approx(table.loc[run.name, "optim.lr"])
+    best = yaml.safe_load((study / "report/recipe.yaml").read_text())
+    assert best["optim"]["lr"] in set(table["optim.lr"]) and best["run"]["name"] == "shapes-options"
+    report = (study / "report/report.md").read_text()
+    assert "Best: lr=" in report and "Pareto front, accuracy against operations" in report
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -140,6 +190,7 @@ def test_a_scaling_study_ends_in_a_recipe_that_runs(tmp_path):
         (["--study", "scaling", "--compute", "0.0001"], "smallest"),
         (["--study", "scaling", "--compute", "one"], "--compute one"),
         (["--model.init_temprature", "0.1"], "init_temperature"),
+        (["--study", "options"], "--vary"),
         (["--resume", "nowhere/at-all"], "nowhere/at-all"),
         (["--resume", "nowhere", "--train.epochs", "3"], "--train.epochs"),
     ],

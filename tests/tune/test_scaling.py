@@ -9,7 +9,7 @@ import yaml
 from orchestrator import cli
 from orchestrator.config import Config, ConfigError
 from orchestrator.model.scaling import count_flops
-from orchestrator.tune.scaling import Scaling
+from orchestrator.tune.scaling import BUDGET, DEPTH, WIDTH, Scaling
 from orchestrator.tune.trial import Trial
 
 
@@ -37,7 +37,8 @@ def model_of(base: Config, setting: dict):
 
 
 def test_models_of_a_budget_have_equal_operations(base, scaling):
-    settings, groups = scaling.settings(), scaling.groups()
+    settings = scaling.settings()
+    groups = [scaling.group(setting) for setting in settings]
     assert sorted(set(groups)) == [1, 2, 4] and len(settings) == 9
     own = sum(vars(count_flops(base.model)).values())
     for setting, budget in zip(settings, groups, strict=True):
@@ -96,6 +97,46 @@ def test_the_recipe_is_the_next_budget_and_runs_as_it_is(base, scaling, tmp_path
     assert sum(vars(count_flops(config.model)).values()) / own == pytest.approx(8, rel=0.03)
     saved = yaml.safe_load(answer.recipe_yaml)
     assert saved["run"]["name"] == "demo-x8" and saved["optim"] == vars(base.optim)
+
+
+def test_the_front_leaves_out_what_costs_more_and_is_worse(base, scaling):
+    """Of each budget the second is best and the others are worse than it; the largest budget brings nothing."""
+    budgets = [scaling.group(setting) for setting in scaling.settings()]
+    trials = made(
+        scaling, base, lambda flops, place: (3 if place % 3 == 1 else 4) / min(budgets[place], 2) + 1e-18 * flops
+    )
+    answer = scaling.answer(trials)
+    (front,) = [one for one in answer.sentences if one.startswith("Pareto front, accuracy against operations")]
+    rows = [row for row in answer.tables["Models"] if row["on the Pareto front"] == "yes"]
+    names = [row["split"] for row in answer.tables["Models"]]
+    assert [row["budget"] for row in rows if row["split"] == names[1]] == [1, 2]
+    assert all(row["budget"] < 4 for row in rows) and front.count("budget 2") == 1
+    assert f"{len(rows)} of 9 settings" in front
+    (axes,) = scaling.figures(trials)["Accuracy against compute"].axes
+    assert len(axes.lines[1].get_xdata()) == len(rows)
+
+
+def test_models_that_no_list_names_are_answered_for_as_well(base, scaling, tmp_path):
+    """A search's models, of which an answer knows nothing but the trials' settings."""
+    points = [*scaling.references(), *({BUDGET: budget, WIDTH: 0.0, DEPTH: 1.0} for budget in (1, 2, 4))]
+    settings = [scaling.setting(point) for point in points]
+    known = {str(setting): place for place, setting in enumerate(scaling.settings())}
+    assert [known.get(str(setting)) for setting in settings[:3]] == [0, 3, 6]  # the balanced model of each budget
+    trials = [
+        Trial(f"{place:03d}-0", setting, 0, "done", flops=1e12 * scaling.group(setting), loss=2.0, accuracy=accuracy)
+        for place, (setting, accuracy) in enumerate(zip(settings, (0.2, 0.3, 0.4, 0.3, 0.4, 0.5), strict=True))
+    ]
+    answer = Scaling(base, 18, [1, 2, 4]).answer(trials)
+    best = [one for one in answer.sentences if one.startswith("Budget")]
+    assert len(best) == 3 and all("is best, accuracy" in one and "over balanced: +0.1000" in one for one in best)
+    # The next budget's model grows in depth, as the best ones have.
+    file = tmp_path / "recipe.yaml"
+    file.write_text(answer.recipe_yaml)
+    model = cli.parse(["--config", str(file)], "").model
+    deeper = sum(model.vision.layers) / sum(base.model.vision.layers)
+    assert (
+        deeper > 1.5 * max(model.vision.width / base.model.vision.width, model.image_size / base.model.image_size) ** 2
+    )
 
 
 def test_figures_are_drawn_and_unfinished_studies_have_an_answer(base, scaling):

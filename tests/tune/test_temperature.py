@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.config import ConfigError, ModelConfig
+from orchestrator import cli
+from orchestrator.config import Config, ConfigError, ModelConfig
 from orchestrator.tune import temperature
 from orchestrator.tune.comparison import margin
 from orchestrator.tune.temperature import CLAMP, INITIAL, LEARNED
@@ -45,12 +46,24 @@ def test_a_clear_winner_is_named_with_its_margin():
     default = [trial(0.07, True, seed, 0.40 + seed / 1000) for seed in range(3)]
     better = [trial(0.02, True, seed, 0.50 + seed / 1000) for seed in range(3)]
     fixed = [trial(0.07, False, 0, 0.2)]
-    said = temperature.answer([*better, *fixed, *default])
+    said = temperature.answer([*better, *fixed, *default], Config())
     assert "learned from 0.02" in said.sentences[0] and "0.5010" in said.sentences[0]
     assert "+0.1000" in said.sentences[1] and "beyond the noise" in said.sentences[1]
     assert any("Learning the temperature against fixing it: +0.3010" in one for one in said.sentences)
     (rows,) = said.tables.values()
     assert [row["seeds"] for row in rows] == [3, 3, 1] and rows[0]["logit scale at the end"] == 20.0
+
+
+def test_the_recipe_is_the_winner(tmp_path):
+    base = Config()
+    base.run.name, base.train.epochs = "mine", 3
+    trials = [trial(0.07, True, 0, 0.4), trial(0.02, True, 0, 0.5), trial(0.07, False, 0, 0.3)]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(temperature.answer(trials, base).recipe_yaml)
+    config = cli.parse(["--config", str(file)], "")
+    assert config.model.init_temperature == 0.02 and config.optim.learn_temperature
+    assert (config.run.name, config.train.epochs) == ("mine-temperature", 3)
+    assert base.model.init_temperature == 0.07
 
 
 def test_the_margin_is_welchs():
@@ -70,11 +83,11 @@ def test_single_seeds_give_no_interval():
 
 
 def test_failed_and_unfinished_trials():
-    assert "nothing to say" in temperature.answer([]).sentences[0]
+    assert "nothing to say" in temperature.answer([], Config()).sentences[0]
     some = [
         trial(0.07, True, 0, 0.4),
         trial(0.02, True, 0, math.nan, state="failed", loss=math.nan, error="diverged"),
         trial(0.07, False, 0, math.nan, state="running"),
     ]
-    said = temperature.answer(some)
+    said = temperature.answer(some, Config())
     assert "That is the default" in said.sentences[1] and "1 of 3 trials failed" in said.sentences[-1]
