@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from orchestrator import storage
+from orchestrator.train.sharded import sharded_like, whole
 
 COMPLETE = "complete.json"
 
@@ -69,9 +69,9 @@ def snapshot_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
 
     Where they are sharded over workers, all workers must call this together.
     """
-    weights = {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+    weights = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
     moments = {
-        f"{key}.{name}": _whole(value)
+        f"{key}.{name}": _copy(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -91,7 +91,7 @@ def restore_tensors(
     RuntimeError : the checkpoint belongs to another architecture; torch names the tensors
     """
     here = model.state_dict()
-    model.load_state_dict({name: _like(tensor, here.get(name)) for name, tensor in weights.items()})
+    model.load_state_dict({name: sharded_like(tensor, here.get(name)) for name, tensor in weights.items()})
     parameters = dict(model.named_parameters())
     for full_name, tensor in moments.items():
         key, _, name = full_name.partition(".")
@@ -101,22 +101,14 @@ def restore_tensors(
             parameter = parameters[name]
             optimizer.state[parameter][key] = (
                 # A moment lies in memory as its parameter does (channels last, say): fused kernels take it for granted.
-                torch.empty_like(parameter, dtype=tensor.dtype).copy_(_like(tensor, parameter))
+                torch.empty_like(parameter, dtype=tensor.dtype).copy_(sharded_like(tensor, parameter))
                 if tensor.shape == parameter.shape and tensor.ndim
                 else tensor.to(parameter.device, copy=True)
             )
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return torch.as_tensor(tensor).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _like(tensor: Tensor, like: Tensor | None) -> Tensor:
-    if isinstance(like, DTensor):
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-    return tensor
+def _copy(tensor: Tensor) -> Tensor:
+    return torch.as_tensor(whole(tensor)).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 class CheckpointStore:

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from orchestrator.model.clip import CLIP
 from orchestrator.model.resnet import Bottleneck
@@ -53,6 +52,8 @@ def share_gradients(model: CLIP, kind: Literal["ddp", "fsdp"], device: torch.dev
             model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
         )
         return Shared(towers, towers.no_sync)
+    from torch.distributed.fsdp import FSDPModule, fully_shard  # takes most of a second, as in sharded.py
+
     mesh = init_device_mesh(device.type, (world_size,))
     for module in model.modules():
         if isinstance(module, ResidualAttentionBlock | Bottleneck):

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from orchestrator.config import Config
 from orchestrator.data.batch import IMAGE, TOKENS, Columns, count, take
@@ -23,6 +22,7 @@ from orchestrator.model.clip import CLIP
 from orchestrator.model.pixels import normalize_pixels
 from orchestrator.objectives import cached_backward, info_nce, sigmoid_loss
 from orchestrator.train.parallel import Shared
+from orchestrator.train.sharded import whole
 
 
 @dataclass
@@ -115,12 +115,12 @@ class Step:
 
     def _grad_norm(self) -> Tensor:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return whole(norm)
 
     def param_norm(self) -> float:
         """L2 norm of all weights."""
         norm = torch.nn.utils.get_total_norm([p.detach() for p in self._model.parameters()])
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return float(whole(norm))
 
 
 def page_locked(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
