@@ -26,6 +26,8 @@ def config_of(objective, max_grad_norm):
     config.model = tiny_model(600, "vit").config
     config.model.objective = objective
     config.optim.lr, config.optim.warmup_steps, config.optim.max_grad_norm = 1e-2, 0, max_grad_norm
+    # Adam makes a whole step of a gradient of any size: of one that cancels out, of its last bits.
+    config.optim.eps = 1e-5
     config.train.precision = "fp32"
     return config
 
