@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from orchestrator.config import ModelConfig, TextConfig, VisionConfig
 from orchestrator.model.clip import CLIP
+from orchestrator.model.transformer import ResidualAttentionBlock
 
 VOCAB, EOS = 99, 98
 TEXT = TextConfig(layers=3, width=32, heads=4, context_length=12)
@@ -147,6 +148,33 @@ def test_attention_pool_has_the_gradients_of_plain_attention():
     )
     for name, mine, theirs in zip(parameters, ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_position_of_a_block_is_that_of_the_whole_block(causal):
+    """In value and in every gradient, wherever it lies; with `causal` it sees nothing after it."""
+    torch.manual_seed(0)
+    block = ResidualAttentionBlock(24, 3, "quick_gelu").double()
+    torch.nn.init.normal_(block.attn.in_proj_weight, std=0.5)
+    torch.nn.init.normal_(block.attn.in_proj_bias)
+    x_BTW, place_B = torch.randn(4, 7, 24, dtype=torch.double, requires_grad=True), torch.tensor([0, 3, 6, 3])
+    upstream_BW = torch.randn(4, 24, dtype=torch.double)
+    inputs = [x_BTW, *block.parameters()]
+    whole_BW = block(x_BTW, causal)[range(4), place_B]
+    expected = torch.autograd.grad(whole_BW, inputs, upstream_BW)
+    found_BW = block(x_BTW, causal, place_B)
+    torch.testing.assert_close(found_BW, whole_BW)
+    for gradient, wanted in zip(torch.autograd.grad(found_BW, inputs, upstream_BW), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-7, atol=1e-10)
+
+
+def test_sums_that_pass_from_block_to_block_are_of_autocasts_type():
+    model, met = CLIP(VIT), []
+    for block in (*model.visual.transformer.resblocks, *model.transformer.resblocks):
+        block.register_forward_hook(lambda block, inputs, output: met.extend((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.randn(4, 3, 32, 32), captions())
+    assert len(met) == 2 * (2 + 3) and set(met) == {torch.bfloat16}
 
 
 def test_training_in_bf16_on_a_cpu_takes_the_faster_attention_with_equal_results():
