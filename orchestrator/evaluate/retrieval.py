@@ -1,0 +1,82 @@
+"""Recall@k between pictures and their captions, exact.
+
+Shapes: I pictures, T captions, D embedding, K depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+DEPTHS = (1, 5, 10)
+# Similarities held at once: tens of megabytes.
+CHUNK = 1 << 22
+
+
+def recall_hits(
+    query_QD: Tensor, item_MD: Tensor, query_picture_Q: Tensor, item_picture_M: Tensor, depths: Sequence[int] = DEPTHS
+) -> Tensor:
+    """Whether one of a query's own items is among its k nearest.
+
+    A tie is worth the probability that random order would bring an own item into the k.
+
+    Parameters
+    ----------
+    query_QD, item_MD : unit-length embeddings on one device
+    query_picture_Q, item_picture_M : the picture that each belongs to; equal: an own item
+    depths : the K values of k
+
+    Returns
+    -------
+    (Q, K) float64 in [0, 1]
+
+    Raises
+    ------
+    ValueError : a query without an item of its own, or an embedding with NaN
+    """
+    if not bool(torch.isin(query_picture_Q, item_picture_M).all()):
+        alone = int(torch.isin(query_picture_Q, item_picture_M).logical_not().nonzero()[0])
+        raise ValueError(
+            f"query {alone} has no item of its own: every picture needs a caption and every caption a picture"
+        )
+    if bool(query_QD.isnan().any() or item_MD.isnan().any()):
+        raise ValueError("an embedding holds NaN: the model's weights do")
+    depth_K = torch.tensor(depths, dtype=torch.float64)
+    parts = []
+    step = max(1, CHUNK // len(item_MD))
+    for query, picture in zip(query_QD.split(step), query_picture_Q.split(step), strict=True):
+        similarity_QM = query @ item_MD.T
+        own_QM = picture[:, None] == item_picture_M
+        best_Q1 = similarity_QM.masked_fill(~own_QM, -torch.inf).amax(dim=1, keepdim=True)
+        tied_QM = similarity_QM == best_Q1
+        above_Q1 = (similarity_QM > best_Q1).sum(dim=1, keepdim=True).cpu()
+        tied_Q1 = tied_QM.sum(dim=1, keepdim=True).cpu().double()
+        own_Q1 = (tied_QM & own_QM).sum(dim=1, keepdim=True).cpu().double()
+        drawn_QK = torch.minimum((depth_K - above_Q1).clamp(min=0), tied_Q1)
+        # None of the own ones among those drawn without replacement.
+        missed_QK = stats.hypergeom.pmf(0, tied_Q1.numpy(), own_Q1.numpy(), drawn_QK.numpy())
+        parts.append(1 - torch.from_numpy(missed_QK))
+    return torch.cat(parts)
+
+
+def retrieval(
+    image_ID: Tensor, text_TD: Tensor, picture_T: Tensor, depths: Sequence[int] = DEPTHS
+) -> tuple[Tensor, Tensor]:
+    """Both ways: pictures to captions, captions to pictures.
+
+    Parameters
+    ----------
+    image_ID, text_TD : unit-length embeddings
+    picture_T : the picture (0 to I-1) of each caption; a picture may have several
+    depths : the K values of k
+
+    Returns
+    -------
+    hits (I, K) and (T, K), as of `recall_hits`; recall@k is the mean of a column
+    """
+    picture_I = torch.arange(len(image_ID), device=picture_T.device)
+    there = recall_hits(image_ID, text_TD, picture_I, picture_T, depths)
+    return there, recall_hits(text_TD, image_ID, picture_T, picture_I, depths)
