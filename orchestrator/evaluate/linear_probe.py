@@ -89,7 +89,7 @@ class Probes:
         label_N = torch.as_tensor(label_N).to(device)
         if features_ND.ndim != 2 or label_N.shape != features_ND.shape[:1]:
             raise ValueError(
-                f"features {tuple(features_ND.shape)}, labels {tuple(label_N.shape)}: samples x features and a label each"
+                f"features {tuple(features_ND.shape)}, labels {tuple(label_N.shape)}: a row and a label each"
             )
         bad = (~features_ND.isfinite().all(dim=1)).nonzero()
         if len(bad):
