@@ -5,8 +5,8 @@
 
 Both sides try the same strengths on the same float32 features, at most 1,000 iterations each. The features are made:
 variances fall as a power law, and the mean is away from zero. scikit-learn's default tolerance (1e-4 of the gradient)
-leaves the loss of weakly regularised probes far above its minimum; the last column says by how much at the strength that
-was chosen, against the lowest loss that any side reached.
+leaves the loss of weakly regularised probes far above its minimum. The last column says by how much at the strength
+that was chosen, against the lowest loss that any side reached.
 """
 
 from __future__ import annotations
