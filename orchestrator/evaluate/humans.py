@@ -1,8 +1,8 @@
 """People's answers to an evaluation set, beside a model's.
 
 Accuracy is the mean over classes of the share of right answers. "I don't know" is an answer that is never right;
-guesses are all others. A majority vote is the most frequent answer to a picture, "I don't know" among the answers of the
-full set; pictures without a single most frequent answer are left out.
+guesses are all others. A majority vote is the most frequent answer to a picture, "I don't know" among the answers of
+the full set; pictures without a single most frequent answer are left out.
 
 Source: Radford et al. 2021, section 4, table 2.
 """
