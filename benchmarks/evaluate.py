@@ -3,10 +3,12 @@
     python benchmarks/evaluate.py                                       # about a minute on two cores
     python benchmarks/evaluate.py --samples 1000 --features 128 --classes 10
 
-Both sides try the same strengths on the same float32 features, at most 1,000 iterations each. The features are made:
-variances fall as a power law, and the mean is away from zero. scikit-learn's default tolerance (1e-4 of the gradient)
-leaves the loss of weakly regularised probes far above its minimum. The last column says by how much at the strength
-that was chosen, against the lowest loss that any side reached.
+All sides try the same strengths, those that the paper's search asks for, on the same float32 features, at most 1,000
+iterations each; scikit-learn one after the other, as people write it, from zero or from the fit before (warm starts).
+The features are made: variances fall as a power law, and the mean is away from zero. The last column is how far the
+loss lies above the lowest that any side reached, at the worst strength: scikit-learn's default tolerance (1e-4 of the
+gradient) leaves that of weakly regularised probes far above its minimum. The goal is held against the fastest of
+scikit-learn's rows.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from orchestrator.evaluate.linear_probe import ITERATIONS, Probes
 from orchestrator.evaluate.regularisation import search_strength
 
 GOAL = 5.0
+PEERS: dict[str, dict[str, Any]] = {
+    "scikit-learn, default tolerance": {},
+    "scikit-learn, default tolerance, warm starts": {"warm_start": True},
+    "scikit-learn, tolerance 1e-6": {"tol": 1e-6},
+}
 
 
 def made(samples: int, features: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,29 +73,33 @@ def main() -> None:
     rows: list[dict[str, Any]] = [
         {"side": "this probe, float32", "seconds": ours, "accuracy": max(found.scores.values())}
     ]
-    losses: dict[str, dict[float, float]] = {rows[0]["side"]: {found.strength: found.probe.loss}}
-    for side, tolerance in (("scikit-learn, default tolerance", 1e-4), ("scikit-learn, tolerance 1e-6", 1e-6)):
-        scores, losses[side], begin = {}, {}, time.perf_counter()
+    # Fitted again, beside the clock, for the losses: the search keeps the chosen probe alone.
+    losses = [{strength: Probes(x_ND, label_N, device=device).fit([strength])[0].loss for strength in found.scores}]
+    for side, options in PEERS.items():
+        scores, loss, begin = {}, {}, time.perf_counter()
+        fit = LogisticRegression(max_iter=ITERATIONS, **options)
         for strength in found.scores:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                fit = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=tolerance).fit(x_ND, label_N)
+                fit.set_params(C=strength).fit(x_ND, label_N)
             scores[strength] = fit.score(*validation)
-            if strength == found.strength:
-                losses[side][strength] = objective(fit.coef_, fit.intercept_, x_ND, label_N, strength)
+            pause = time.perf_counter()
+            loss[strength] = objective(fit.coef_, fit.intercept_, x_ND, label_N, strength)
+            begin += time.perf_counter() - pause
         rows.append({"side": side, "seconds": time.perf_counter() - begin, "accuracy": max(scores.values())})
-    least = min(loss[found.strength] for loss in losses.values())
+        losses.append(loss)
+    for row, loss in zip(rows, losses, strict=True):
+        row["loss_above_least"] = max(loss[one] / min(other[one] for other in losses) - 1 for one in loss)
 
     where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
     print(f"{where}; {arguments.samples} samples, {sizes[0]} features, {sizes[1]} classes, {len(found.scores)} fits\n")
     print("| side | s | times this probe's | best validation accuracy | loss above the least |\n|---|---|---|---|---|")
     for row in rows:
-        row["loss_above_least"] = losses[row["side"]][found.strength] / least - 1
         print(
             f"| {row['side']} | {row['seconds']:.2f} | {row['seconds'] / ours:.1f} | {row['accuracy']:.3f} "
             f"| {row['loss_above_least']:.1e} |"
         )
-    ratio = rows[1]["seconds"] / ours
+    ratio = min(row["seconds"] for row in rows[1:]) / ours
     goals = {"probe_search_vs_sklearn": {"value": round(ratio, 2), "goal": GOAL, "met": ratio >= GOAL}}
     machine = {"device": where, "torch": torch.__version__, "threads": torch.get_num_threads()}
     print("\n" + json.dumps({"benchmark": "evaluate", "machine": machine, "rows": rows, "goals": goals}))

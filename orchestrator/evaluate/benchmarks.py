@@ -37,7 +37,7 @@ PAPER_METRICS = {
     "Rendered SST2": "accuracy",
     "ImageNet": "accuracy",
 }
-# What else the sets of other metrics are called; others need no entry, accuracy being the rule.
+# What CLIP_benchmark and others call them, where that is not the paper's name.
 OTHER_NAMES = {
     "aircraft": "FGVC Aircraft",
     "pets": "Oxford-IIIT Pets",
@@ -46,6 +46,11 @@ OTHER_NAMES = {
     "oxfordflowers102": "Flowers102",
     "voc2007multilabel": "VOC2007",
     "pascalvoc2007": "VOC2007",
+    "clevrcountall": "CLEVR",
+    "kitticlosestvehicledistance": "KITTI",
+    "cars": "Stanford Cars",
+    "pcam": "PatchCamelyon",
+    "imagenet1k": "ImageNet",
     "k700": "Kinetics700",
 }
 BY_KIND = {"classification": "accuracy", "multilabel": "11-point mAP", "retrieval": "recall@k"}
@@ -69,8 +74,15 @@ def metric_of(name: str, kind: str = "classification") -> str:
     """
     if kind not in BY_KIND:
         raise ValueError(f"set {name}: dataset_type {kind!r}; it must be one of {', '.join(BY_KIND)}")
-    last = re.sub(r"[^a-z0-9]", "", re.split(r"[/\\]", name.lower().rstrip("/"))[-1].removeprefix("wds_"))
-    known = {re.sub(r"[^a-z0-9]", "", one.lower()): one for one in PAPER_METRICS}
-    metric = PAPER_METRICS.get(OTHER_NAMES.get(last, known.get(last, "")), BY_KIND[kind])
+    metric = PAPER_METRICS.get(paper_name(name) or "", BY_KIND[kind])
     # VOC2007 is also given with one label a picture.
     return metric if (metric == "11-point mAP") == (kind == "multilabel") and kind != "retrieval" else BY_KIND[kind]
+
+
+def paper_name(name: str) -> str | None:
+    """The paper's name of a set, or None where it is not among the paper's 27."""
+    last = re.split(r"[/\\]", name.lower().rstrip("/"))[-1]
+    # The hub's folders flatten `wds/vtab/pets` to `wds_vtab-pets`.
+    last = re.sub(r"[^a-z0-9]", "", re.sub(r"^(wds_)?(vtab[-_])?", "", last))
+    known = {re.sub(r"[^a-z0-9]", "", one.lower()): one for one in PAPER_METRICS}
+    return OTHER_NAMES.get(last, known.get(last))

@@ -8,15 +8,20 @@ Source: Radford et al. 2021, section 3.1.5, figures 6 to 8.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy import stats
 
-from orchestrator.evaluate.intervals import LEVEL, Interval, quantiles
+from orchestrator.evaluate.linear_probe import LinearProbe, Probes
+from orchestrator.evaluate.regularisation import search_strength
+from orchestrator.statistics.intervals import LEVEL, Interval, quantiles
 
 SHOTS = (1, 2, 4, 8, 16)
+SEEDS = (0, 1, 2, 3, 4)
+Labelled = tuple[np.ndarray, np.ndarray]
 
 
 def draw_shots(label_N: np.ndarray, shots: int, seed: int) -> np.ndarray:
@@ -40,6 +45,58 @@ def draw_shots(label_N: np.ndarray, shots: int, seed: int) -> np.ndarray:
             raise ValueError(f"class {label} has {len(own)} training examples, fewer than {shots} shots: ask for fewer")
         places.append(own[:shots])
     return np.sort(np.concatenate(places))
+
+
+class FewShot(NamedTuple):
+    """Scores of probes of few examples.
+
+    Parameters
+    ----------
+    shots_S : examples a class, rising
+    score_RS : of each seed
+    """
+
+    shots_S: list[int]
+    score_RS: np.ndarray
+
+
+def few_shot(
+    training: Labelled,
+    validation: Labelled,
+    score: Callable[[LinearProbe], float],
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    device: str | torch.device = "cpu",
+) -> FewShot:
+    """Fit probes of a few examples a class.
+
+    The strength of regularisation is chosen on the validation data, as for the probe of all examples; these are more
+    than the few that the probe is fitted on, in the paper as here.
+
+    Parameters
+    ----------
+    training, validation : features (N, D) and labels (N,)
+    score : of a probe on test data
+    shots : examples a class; those that some class has not are left out
+    seeds : of the draws; each is a repeat
+    device : torch device
+
+    Raises
+    ------
+    ValueError : no number of shots is left
+    """
+    features_ND, label_N = training
+    fewest = int(np.unique(label_N, return_counts=True)[1].min())
+    possible = [one for one in shots if one <= fewest]
+    if not possible:
+        raise ValueError(f"the smallest class has {fewest} training examples, fewer than {min(shots)} shots")
+    score_RS = np.empty((len(seeds), len(possible)))
+    for repeat, seed in enumerate(seeds):
+        for place, one in enumerate(possible):
+            drawn = draw_shots(label_N, one, seed)
+            probes = Probes(features_ND[drawn], label_N[drawn], device=device)
+            score_RS[repeat, place] = score(search_strength(probes, lambda probe: probe.accuracy(*validation)).probe)
+    return FewShot(possible, score_RS)
 
 
 def mean_and_interval(score_R: Sequence[float]) -> tuple[float, Interval]:

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from orchestrator import storage
-from orchestrator.evaluate.intervals import LEVEL, Interval
+from orchestrator.statistics.intervals import LEVEL, Interval
 
 COLUMNS = ("person", "picture", "answer")
 UNKNOWN = {"", "don't know", "i don't know", "dont know"}

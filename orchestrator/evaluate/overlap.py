@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from orchestrator.evaluate.intervals import Interval, clopper_pearson
+from orchestrator.statistics.intervals import Interval, clopper_pearson
 
 LEVEL = 0.995
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
+
+from orchestrator.statistics.intervals import Interval, bootstrap
 
 DEPTHS = (1, 5, 10)
 # Similarities held at once: tens of megabytes.
@@ -80,3 +83,19 @@ def retrieval(
     picture_I = torch.arange(len(image_ID), device=picture_T.device)
     there = recall_hits(image_ID, text_TD, picture_I, picture_T, depths)
     return there, recall_hits(text_TD, image_ID, picture_T, picture_I, depths)
+
+
+def recall_interval(hit_Q: np.ndarray, picture_Q: np.ndarray, resamples: int = 1000) -> Interval:
+    """The 95% bootstrap interval of a recall.
+
+    Pictures are drawn, each with all of its captions: captions of one picture are found or missed together, so that
+    drawing them one by one would make the interval too narrow.
+
+    Parameters
+    ----------
+    hit_Q : a column of `recall_hits`
+    picture_Q : the picture (0 to I-1) of each query
+    resamples : of the pictures
+    """
+    hits_I, count_I = np.bincount(picture_Q, hit_Q), np.bincount(picture_Q)
+    return bootstrap(lambda drawn: hits_I[drawn].sum() / count_I[drawn].sum(), len(count_I), resamples)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit, logit
 
-from orchestrator.evaluate.intervals import Interval, quantiles
+from orchestrator.statistics.intervals import Interval, quantiles
 
 
 class Count(NamedTuple):

@@ -15,11 +15,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from orchestrator.tune import drawing
+from orchestrator.report import drawing
+from orchestrator.report.drawing import PALETTE, QUIET, drawable
+from orchestrator.report.wording import number, plain
 from orchestrator.tune.comparison import by_setting, mean, operations, pareto_front
-from orchestrator.tune.drawing import PALETTE, QUIET, drawable
 from orchestrator.tune.trial import Trial
-from orchestrator.tune.wording import differing, label, number, plain, short_names
+from orchestrator.tune.wording import differing, label, option_name, short_names, with_unit
 
 # More groups than a legend can name are drawn as one.
 MOST_GROUPS = 14
@@ -64,10 +65,11 @@ def loss_against_compute(
             axes.fill_between(x, low, high, color=QUIET, alpha=0.2, linewidth=0, label="interval of the fit")
             axes.plot(x, y, color=QUIET, label="fit")
     for place, (name, group) in enumerate(_groups(shown, differing(shown), label).items()):
-        drawing.marks(axes, group, [trial.flops for trial in group], [trial.loss for trial in group], place, name)
+        filled = [trial.state == "done" for trial in group]
+        drawing.marks(axes, filled, [trial.flops for trial in group], [trial.loss for trial in group], place, name)
     drawing.scale(axes.xaxis, compute, logarithmic=True)
     drawing.scale(axes.yaxis, [trial.loss for trial in shown], logarithmic=True)
-    return drawing.finish(figure, axes, shown)
+    return drawing.finish(figure, axes, "stopped early" if any(trial.state == "stopped" for trial in shown) else "")
 
 
 def accuracy_against(trials: Sequence[Trial], option: str) -> Figure | None:
@@ -88,9 +90,7 @@ def accuracy_against(trials: Sequence[Trial], option: str) -> Figure | None:
         return None
     others = [other for other in differing(shown) if other != option]
     groups = _groups(shown, others)
-    figure, axes = drawing.new(
-        f"Zero-shot accuracy against {drawing.option_name(option)}", drawing.with_unit(option), ACCURACY
-    )
+    figure, axes = drawing.new(f"Zero-shot accuracy against {option_name(option)}", with_unit(option), ACCURACY)
     place_of = drawing.option_axis(axes, [trial.setting[option] for trial in shown])
     for place, (name, group) in enumerate(groups.items()):
         at: dict[float, list[float]] = defaultdict(list)
@@ -199,9 +199,7 @@ def iso_flop(trials: Sequence[Trial], option: str) -> Figure | None:
     shown = [trial for trial in shown if plain(trial.setting.get(option)) is not None]
     if not shown:
         return None
-    figure, axes = drawing.new(
-        f"Loss against {drawing.option_name(option)} at equal compute", drawing.with_unit(option), LOSS
-    )
+    figure, axes = drawing.new(f"Loss against {option_name(option)} at equal compute", with_unit(option), LOSS)
     place_of = drawing.option_axis(axes, [trial.setting[option] for trial in shown])
     for place, group in enumerate(_budgets(shown)):
         at: dict[float, list[float]] = defaultdict(list)

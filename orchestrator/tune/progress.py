@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.tune.wording import cell
+from orchestrator.report.wording import cell
 
 
 class StudyDisplay(tune.Callback):

@@ -14,6 +14,7 @@ from ray import tune
 from orchestrator.cli import to_yaml
 from orchestrator.config import Config, ConfigError, ModelConfig
 from orchestrator.model.scaling import count_flops
+from orchestrator.statistics.power_law import PowerLaw, extrapolate, fit_power_law
 from orchestrator.tune import plots
 from orchestrator.tune.comparison import (
     by_setting,
@@ -25,7 +26,6 @@ from orchestrator.tune.comparison import (
     setting_key,
     spread,
 )
-from orchestrator.tune.power_law import PowerLaw, extrapolate, fit_power_law
 from orchestrator.tune.recipe import configured
 from orchestrator.tune.report import Answer
 from orchestrator.tune.space import Point, Space

@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import numpy as np
-
+from orchestrator.report.wording import cell, plain
 from orchestrator.tune.trial import Trial
 
-
-def plain(value: Any) -> Any:
-    """A Python value instead of numpy's scalar; None instead of NaN."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number with that many significant digits, such as 0.0123, 5e-5 or 3.2e15."""
-    if float(value).is_integer() and abs(value) < 1e7:
-        return f"{value:,.0f}"
-    mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if e else mantissa
-
-
-def cell(value: Any) -> str:
-    """A value as a person reads it; what is missing is a dash."""
-    value = plain(value)
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(cell, value))}]"
-    return str(value)
+UNITS = {
+    "image_size": "pixels a side",
+    "patch_size": "pixels a side",
+    "width": "channels",
+    "embed_dim": "channels",
+    "layers": "blocks",
+    "warmup_steps": "steps",
+    "vocab_size": "entries",
+}
 
 
 def options_of(trials: Iterable[Trial]) -> list[str]:
@@ -66,3 +42,12 @@ def label(trial: Trial, options: Sequence[str] | None = None) -> str:
     """The group of a trial: its setting, or those options of it, as one short text; seeds share a group."""
     names = short_names(list(trial.setting) if options is None else options)
     return ", ".join(f"{name}={cell(trial.setting.get(option))}" for option, name in names.items())
+
+
+def option_name(option: str) -> str:
+    return option.rsplit(".", 1)[-1].replace("_", " ")
+
+
+def with_unit(option: str) -> str:
+    unit = UNITS.get(option.rsplit(".", 1)[-1])
+    return f"{option} ({unit})" if unit else option

@@ -9,7 +9,15 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 
-from orchestrator.evaluate.few_shot import SHOTS, draw_shots, examples_to_match, headroom, mean_and_interval
+from orchestrator.evaluate.few_shot import (
+    SHOTS,
+    draw_shots,
+    examples_to_match,
+    few_shot,
+    headroom,
+    mean_and_interval,
+)
+from orchestrator.evaluate.linear_probe import Probes
 from orchestrator.evaluate.overlap import overlap
 from orchestrator.evaluate.robustness import (
     Count,
@@ -29,6 +37,28 @@ def test_shots_are_nested_and_balanced():
     assert list(draw_shots(label, 2, seed=2)) != list(few)
     with pytest.raises(ValueError, match="class 3 has 20 training examples, fewer than 21"):
         draw_shots(label, 21, seed=0)
+
+
+def test_the_few_shot_curve_is_that_of_probes_fitted_one_by_one():
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(4, 12))
+
+    def made(count):
+        label = np.arange(count) % 4
+        return centre[label] + rng.normal(size=(count, 12)), label
+
+    training, validation, (test, truth) = made(80), made(60), made(200)
+    found = few_shot(training, validation, lambda probe: probe.accuracy(test, truth), (1, 4, 16, 32), seeds=(0, 7))
+    # A class has 20 examples: 32 cannot be drawn.
+    assert found.shots_S == [1, 4, 16] and found.score_RS.shape == (2, 3)
+    drawn = draw_shots(training[1], 4, 7)
+    best = None
+    for strength in np.geomspace(1e-6, 1e6, 97):
+        probe = Probes(training[0][drawn], training[1][drawn]).fit([strength])[0]
+        if best is None or probe.accuracy(*validation) > best.accuracy(*validation):
+            best = probe
+    assert found.score_RS[1, 1] == pytest.approx(best.accuracy(test, truth), abs=0.03)
+    assert found.score_RS[:, 2].mean() > found.score_RS[:, 0].mean() + 0.1
 
 
 def test_examples_that_equal_zero_shot_on_a_known_curve():
@@ -78,7 +108,8 @@ def test_relative_robustness_has_the_interval_of_two_binomials():
     assert found.value == pytest.approx(0.1) and found.interval == pytest.approx((0.1 - reach, 0.1 + reach), abs=0.004)
 
 
-# Pictures of each set, and the paper's accuracies in percent.
+# About as many pictures as each set has (the counts behind the paper's percentages are not published), and the paper's
+# accuracies in percent.
 SAMPLES = {"imagenet": 50000, "imagenet_v2": 10000, "imagenet_r": 30000, "objectnet": 18574, "imagenet_sketch": 50889}
 SAMPLES["imagenet_a"] = 7500
 PAPER = {

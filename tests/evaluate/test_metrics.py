@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from orchestrator.evaluate import metrics, retrieval
-from orchestrator.evaluate.benchmarks import PAPER_METRICS, metric_of
-from orchestrator.evaluate.intervals import bootstrap, clopper_pearson
+from orchestrator.evaluate.benchmarks import PAPER_METRICS, metric_of, paper_name
+from orchestrator.statistics.intervals import bootstrap, clopper_pearson
 
 RNG = np.random.default_rng(0)
 SCORES_NC, LABEL_N = RNG.normal(size=(300, 9)), RNG.integers(9, size=300)
@@ -97,6 +97,14 @@ def test_recall_both_ways_is_that_of_a_loop(chunk, monkeypatch):
         )
 
 
+def test_the_interval_of_a_recall_draws_pictures_with_all_their_captions():
+    hit_I = RNG.random(150) < 0.4
+    picture_Q = np.repeat(np.arange(150), 5)
+    found = retrieval.recall_interval(hit_I[picture_Q].astype(float), picture_Q, 4000)
+    expected = stats.bootstrap((hit_I,), np.mean, method="percentile", n_resamples=4000, rng=0).confidence_interval
+    assert found == pytest.approx((expected.low, expected.high), abs=0.01)
+
+
 def test_equal_embeddings_recall_what_chance_does():
     same, picture = torch.ones(3000, 2), torch.arange(3000)
     there, _ = retrieval.retrieval(same, same, picture)
@@ -118,9 +126,18 @@ def test_the_bootstrap_is_scipys():
 
 def test_the_metric_of_a_set():
     assert len(PAPER_METRICS) == 27 and set(PAPER_METRICS.values()) <= set(metrics.METRICS)
-    for name in ("wds/vtab/pets", "s3://eval/wds_vtab/flowers/", "FGVC Aircraft", "fgvc_aircraft", "caltech101"):
+    means = (
+        "wds/vtab/pets",
+        "wds_vtab-pets",
+        "s3://eval/wds_vtab/flowers/",
+        "FGVC Aircraft",
+        "fgvc_aircraft",
+        "caltech101",
+    )
+    for name in means:
         assert metric_of(name) == "mean per class"
     assert metric_of("wds/voc2007_multilabel", "multilabel") == "11-point mAP"
+    assert (paper_name("wds_vtab-clevr_count_all"), paper_name("wds/cars")) == ("CLEVR", "Stanford Cars")
     assert metric_of("voc2007") == metric_of("my own") == "accuracy"
     assert (metric_of("hateful_memes"), metric_of("flickr30k", "retrieval")) == ("ROC AUC", "recall@k")
 

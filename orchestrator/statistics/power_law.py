@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 from scipy.special import fdtri, ndtri, stdtrit
 
-LEVEL = 0.95
+from orchestrator.statistics.intervals import LEVEL, Interval
+
 TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 MIN_BUDGETS, MIN_SPAN = 3, 2.0
 # One budget more than the bent curve has parameters, and as many points as its corrected criterion is defined for.
@@ -31,7 +32,6 @@ ROUNDING = 1e-7
 # Irreducible terms to start from, as shares of the smallest y.
 STARTS = (0.5, 0.95)
 
-Interval = tuple[float, float]
 NO_INTERVAL: Interval = (math.nan, math.nan)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.tune.power_law import extrapolate, fit_power_law
+from orchestrator.statistics.power_law import extrapolate, fit_power_law
 
 SEEDS = range(40)
 # What a 95% interval reaches in nearly all draws of 40; an interval half as wide reaches about 27.

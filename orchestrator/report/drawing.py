@@ -1,6 +1,6 @@
 """How figures are drawn: their colours, axes, marks and legends.
 
-A stopped trial's mark is hollow and its line dashed. Groups differ in colour and in marker: the palette is that of
+Groups differ in colour and in marker: the palette is that of
 Okabe & Ito (2008), which the colour-blind can tell apart, and nobody needs colour alone.
 """
 
@@ -16,8 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.tune.trial import Trial
-from orchestrator.tune.wording import cell, number, plain
+from orchestrator.report.wording import cell, number, plain
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -25,15 +24,6 @@ QUIET = "#6b7280"
 DPI = 160
 # An axis over positive values that span this factor is logarithmic.
 LOG_FROM = 8.0
-UNITS = {
-    "image_size": "pixels a side",
-    "patch_size": "pixels a side",
-    "width": "channels",
-    "embed_dim": "channels",
-    "layers": "blocks",
-    "warmup_steps": "steps",
-    "vocab_size": "entries",
-}
 PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
 
 
@@ -111,20 +101,21 @@ def style_of(place: int) -> dict[str, Any]:
     return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
 
 
-def marks(axes: Axes, trials: Sequence[Trial], x: Sequence[float], y: Sequence[float], place: int, name: str) -> None:
+def marks(axes: Axes, filled: Sequence[bool], x: Sequence[float], y: Sequence[float], place: int, name: str) -> None:
+    """Points of one group; those that are not filled are hollow."""
     style = style_of(place)
-    for point in range(len(trials)):
-        face = style["color"] if trials[point].state == "done" else "white"
+    for point, full in enumerate(filled):
+        face = style["color"] if full else "white"
         axes.plot(x[point], y[point], linestyle="none", markerfacecolor=face, **style)
     axes.plot([], [], linestyle="none", label=drawable(name), **style)
 
 
-def finish(figure: Figure, axes: Axes, marked: Sequence[Trial] = ()) -> Figure:
-    """Add the legend below, with an entry for hollow marks where one of the marked trials has one."""
+def finish(figure: Figure, axes: Axes, hollow: str = "") -> Figure:
+    """Add the legend below, with an entry for what hollow marks mean, if that is given."""
     handles, labels = axes.get_legend_handles_labels()
-    if any(trial.state == "stopped" for trial in marked):
+    if hollow:
         handles.append(Line2D([], [], linestyle="none", marker="o", color=QUIET, markerfacecolor="white"))
-        labels.append("stopped early")
+        labels.append(hollow)
     if labels:
         columns = max(1, min(4, len(labels), 115 // (max(map(len, labels)) + 6)))
         # A long legend makes the figure taller, not the axes smaller.
@@ -134,15 +125,6 @@ def finish(figure: Figure, axes: Axes, marked: Sequence[Trial] = ()) -> Figure:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
-
-
-def option_name(option: str) -> str:
-    return option.rsplit(".", 1)[-1].replace("_", " ")
-
-
-def with_unit(option: str) -> str:
-    unit = UNITS.get(option.rsplit(".", 1)[-1])
-    return f"{option} ({unit})" if unit else option
 
 
 def drawable(text: str, limit: int = 48) -> str:

@@ -1,0 +1,1 @@
+"""Reports that need nothing else: text, tables and figures as Markdown and as one page of HTML."""

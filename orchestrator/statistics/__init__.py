@@ -1,0 +1,1 @@
+"""Intervals and power laws, for studies and for evaluation. Imports neither torch nor Ray."""
