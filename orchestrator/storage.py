@@ -7,6 +7,7 @@ profile, instance role) and AWS_ENDPOINT_URL, so that other S3 servers work. Cre
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import glob
 import itertools
@@ -255,6 +256,38 @@ def expand(patterns: str | list[str]) -> list[str]:
                 raise NothingMatches(f"{pattern}: matches no object; look at the spelling and at what the folder holds")
             found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def expand_folders(patterns: str | list[str]) -> list[str]:
+    """Expand braces and globs (*, ?, [...]) of folders' names.
+
+    Returns
+    -------
+    URIs, in the order of the patterns, sorted within a glob, each once
+
+    Raises
+    ------
+    NothingMatches : a glob matches no folder. A name without a glob is not looked up
+    """
+    found: dict[str, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for uri in _expand_braces(pattern.rstrip("/")):
+            matches = _folders(uri)
+            if not matches:
+                raise NothingMatches(f"{pattern}: matches no folder; look at the spelling and at what there is")
+            found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _folders(uri: str) -> list[str]:
+    if not re.search(r"[*?\[]", uri):
+        return [uri]
+    parent, _, name = uri.rpartition("/")
+    found = []
+    for folder in _folders(parent) if parent else [""]:
+        names = list_folders(folder or ("/" if uri.startswith("/") else "."))
+        found += [join(folder, one) if folder else one for one in names if fnmatch.fnmatchcase(one, name)]
+    return found
 
 
 def s3_client() -> Any:

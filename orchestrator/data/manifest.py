@@ -73,7 +73,7 @@ def inspect_shard(uri: str, config: DataConfig) -> Shard:
     ------
     StorageError : it cannot be read
     """
-    etag, size, modified_ns = _identity(uri)
+    etag, size, modified_ns = identity(uri)
     if is_parquet(uri, config):
         import pyarrow.parquet as pq
 
@@ -100,7 +100,7 @@ def verify(shard: Shard) -> None:
     ShardChanged : it names the shard and what differs
     StorageError : it cannot be reached
     """
-    etag, size, modified_ns = _identity(shard.uri)
+    etag, size, modified_ns = identity(shard.uri)
     cure = "restore it, or start a run of another name on the new data"
     if size != shard.size:
         raise ShardChanged(f"{shard.uri}: {size} bytes, {shard.size} when the run began; {cure}")
@@ -111,8 +111,9 @@ def verify(shard: Shard) -> None:
         raise ShardChanged(f"{shard.uri}: its content changed since the run began; {cure}")
 
 
-def _identity(uri: str) -> tuple[str, int, int]:
-    """ETag (S3 only), size in bytes and time of change in ns (disks only)."""
+def identity(uri: str) -> tuple[str, int, int]:
+    """An object's ETag (S3 only), size in bytes and time of change in ns (disks only): what tells it from its
+    predecessor without reading it."""
     scheme, path = storage.split(uri)
     with storage.translated(uri):
         if scheme == "file":

@@ -11,7 +11,7 @@ import ray
 
 from orchestrator import storage
 from orchestrator.config import EvaluationConfig
-from orchestrator.evaluate.datasets import EvaluationSet, open_evaluation_set
+from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError, open_evaluation_set
 from orchestrator.evaluate.picture import draw_predictions
 from orchestrator.evaluate.zero_shot import ZeroShotResult, zero_shot
 from orchestrator.inference import Embedder
@@ -22,7 +22,14 @@ PICTURE = "predictions.png"
 
 def open_sets(config: EvaluationConfig) -> list[EvaluationSet]:
     """Open all sets of a configuration; call it before training, so that a missing one is found then."""
-    return [open_evaluation_set(name, root, config.split, config.templates) for name, root in config.zero_shot.items()]
+    sets = [open_evaluation_set(name, root, config.split, config.templates) for name, root in config.zero_shot.items()]
+    for one in sets:
+        if one.kind != "classification":
+            raise EvaluationSetError(
+                f"evaluation set {one.name}: of {one.kind}; training's end measures classification alone: leave it out "
+                "and use jobs/evaluate.py"
+            )
+    return sets
 
 
 def evaluate_run(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MEMORY = 20
+MEMORY = 6
 SUFFICIENT, BACKTRACKS = 1e-4, 25
 
 

@@ -9,10 +9,12 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from orchestrator.inference.model_directory import read_model
 from orchestrator.model.pixels import normalize_pixels
@@ -64,12 +66,23 @@ class Embedder:
     @torch.inference_mode()
     def embed_images(self, image_N3RR: np.ndarray) -> Tensor:
         """Unit-length embeddings (N, D) of preprocessed pictures, uint8 (N, 3, R, R)."""
-        parts = []
+        parts = [self.model.encode_image(pixels).float().cpu() for pixels in self._pixels(image_N3RR)]
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.embed_dim)
+
+    @torch.inference_mode()
+    def embed_images_with_features(self, image_N3RR: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Of at least one picture, unit-length embeddings (N, D) and the features before the projection (N, F), which
+        a linear probe reads, in one pass."""
+        visual = self.model.visual
+        features = [visual.features(pixels) for pixels in self._pixels(image_N3RR)]
+        embeddings = [F.normalize(visual.project(part), dim=-1).float().cpu() for part in features]
+        return torch.cat(embeddings), torch.cat([part.float().cpu() for part in features])
+
+    def _pixels(self, image_N3RR: np.ndarray) -> Iterator[Tensor]:
+        """Batches of normalised pixels on the device."""
         for start in range(0, len(image_N3RR), self.batch_size):
             image = torch.from_numpy(np.ascontiguousarray(image_N3RR[start : start + self.batch_size])).to(self.device)
-            pixels = normalize_pixels(image, self.transform.mean, self.transform.std)
-            parts.append(self.model.encode_image(pixels).float().cpu())
-        return torch.cat(parts) if parts else torch.empty(0, self.model.config.embed_dim)
+            yield normalize_pixels(image, self.transform.mean, self.transform.std)
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> Tensor:

@@ -134,5 +134,9 @@ class ModifiedResNet(nn.Module):
         """The features that a linear probe reads: the attention pool's output, (B, D)."""
         return self(image_B3RR)
 
+    def project(self, feature_BD: Tensor) -> Tensor:
+        """The features as they are: the attention pool has projected them."""
+        return feature_BD
+
     def forward(self, image_B3RR: Tensor) -> Tensor:
         return self.attnpool(self.feature_map(image_B3RR))

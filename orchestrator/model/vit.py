@@ -48,8 +48,12 @@ class VisionTransformer(nn.Module):
         class_B = torch.zeros(len(x_BTW), dtype=torch.long, device=x_BTW.device)  # the class token's place
         return self.ln_post(self.transformer(self.ln_pre(x_BTW), class_B))
 
+    def project(self, feature_BW: Tensor) -> Tensor:
+        """Features into the joint space, (B, D), of any length."""
+        return feature_BW @ self.proj
+
     def forward(self, image_B3RR: Tensor) -> Tensor:
-        return self.features(image_B3RR) @ self.proj
+        return self.project(self.features(image_B3RR))
 
 
 def patches(image_B3RR: Tensor, size: int) -> Tensor:

@@ -1,0 +1,153 @@
+"""The command line of an evaluation: what is asked, checked before anything is computed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator import storage
+from orchestrator.config import ConfigError
+from orchestrator.evaluate.compare import Results, read_results, write_comparison
+from orchestrator.evaluate.few_shot import SHOTS
+from orchestrator.evaluate.gate import Gate, below, read_gate
+from orchestrator.evaluate.plan import SUITES, Options
+from orchestrator.evaluate.report import write_report
+from orchestrator.evaluate.run import evaluate
+from orchestrator.evaluate.shift import asked_pairs
+
+
+class EvaluationFailed(ValueError):
+    """An evaluation that ended, its report written, with sets that failed or scores below the gate."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for: an evaluation with its gate, or a comparison.
+
+    Parameters
+    ----------
+    out : URI of the report's folder
+    options, gate : of an evaluation
+    results : to be compared
+    """
+
+    out: str
+    options: Options | None = None
+    gate: Gate | None = None
+    results: Results | None = None
+
+
+def parse(argv: Sequence[str], description: str) -> Asked:
+    """Read the command line, and whatever must be right before Ray starts.
+
+    Raises
+    ------
+    ConfigError : an option, or a combination, that cannot work
+    StorageError : a pattern that matches no set, or a file that is missing
+    """
+    try:
+        return _parse(argv, description)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _parse(argv: Sequence[str], description: str) -> Asked:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", help="a model directory (<run>/final, or one published by others)")
+    parser.add_argument(
+        "--datasets", nargs="+", default=[], metavar="PATTERN", help="folders of sets; globs and braces"
+    )
+    parser.add_argument("--suite", choices=SUITES, default="all")
+    parser.add_argument("--out", help="folder of the results; default: `eval` beside the model, `comparison` there")
+    parser.add_argument("--features", help="folder of the features, which runs may share; default: <out>/features")
+    parser.add_argument("--split", default="test", help="the split that is measured")
+    parser.add_argument(
+        "--templates", help="a file of prompt templates with {c}, one a line, in place of the sets' own"
+    )
+    parser.add_argument("--shots", type=int, nargs="+", default=list(SHOTS), help="examples a class of few-shot probes")
+    parser.add_argument("--repeats", type=int, default=5, help="draws of each number of shots")
+    parser.add_argument("--batch-size", type=int, default=256, help="pictures in one forward pass")
+    parser.add_argument(
+        "--shift", action="append", default=[], metavar="STANDARD=SHIFTED", help="a pair of sets' names"
+    )
+    parser.add_argument("--fail-below", metavar="FILE", help="YAML of scores below which the job fails")
+    parser.add_argument("--compare", nargs="+", metavar="EVAL", help="folders of evaluations to be held side by side")
+    found = parser.parse_args(argv)
+    if found.compare:
+        if found.model or found.datasets:
+            raise ValueError("--compare reads evaluations that were made before: leave --model and --datasets out")
+        folders = [storage.absolute(folder) for folder in found.compare]
+        out = found.out or storage.join(folders[-1], "comparison")
+        return Asked(storage.absolute(out), results=read_results(folders))
+    if not found.model or not found.datasets:
+        raise ValueError("--model and --datasets are needed (or --compare): a model directory, and folders of sets")
+    if min(found.shots) < 1 or found.repeats < 1 or found.batch_size < 1:
+        raise ValueError("--shots, --repeats and --batch-size: whole numbers of at least 1")
+    if not found.out and found.model.startswith("hf://"):
+        raise ValueError(f"--model {found.model}: the hub is not written to; name a folder for the results with --out")
+    model = storage.absolute(found.model.rstrip("/"))
+    out = storage.absolute(found.out or storage.join(model.rpartition("/")[0], "eval"))
+    datasets = name_sets([storage.absolute(pattern) for pattern in found.datasets])
+    options = Options(
+        model,
+        datasets,
+        found.suite,
+        out,
+        storage.absolute(found.features) if found.features else storage.join(out, "features"),
+        found.split,
+        _templates(found.templates) if found.templates else [],
+        tuple(sorted(set(found.shots))),
+        found.repeats,
+        found.batch_size,
+        found.shift,
+    )
+    asked_pairs(options.shifts, list(datasets))
+    gate = read_gate(found.fail_below, list(datasets)) if found.fail_below else None
+    return Asked(out, options, gate)
+
+
+def name_sets(patterns: Sequence[str]) -> dict[str, str]:
+    """Folders of sets by the last part of their names, or by as many as it takes to tell them apart."""
+    roots = storage.expand_folders(list(patterns))
+    parts = [root.split("/") for root in roots]
+    depth = 1
+    while len({tuple(one[-depth:]) for one in parts}) < len(roots):
+        depth += 1
+    return {"/".join(one[-depth:]): root for one, root in zip(parts, roots, strict=True)}
+
+
+def run(asked: Asked) -> str:
+    """Do it, on the Ray that this process has joined, and write the report.
+
+    Returns
+    -------
+    URI of the report
+
+    Raises
+    ------
+    EvaluationFailed : some sets could not be measured, or scores are below the gate; the report is there
+    """
+    report = storage.join(asked.out, "report.md")
+    if asked.results is not None:
+        write_comparison(asked.out, asked.results)
+        return report
+    assert asked.options is not None
+    result = evaluate(asked.options, lambda line: print(line, flush=True))
+    write_report(asked.out, result)
+    problems = [f"{name} failed: {why}" for name, why in result["failed"].items()]
+    problems += below(asked.gate or {}, result["sets"])
+    if problems:
+        raise EvaluationFailed("; ".join([*problems, f"the report is {report}"]))
+    return report
+
+
+def _templates(uri: str) -> list[str]:
+    lines = [line.strip() for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"--templates {uri}: no template in it")
+    if bad := next((line for line in lines if "{c}" not in line), None):
+        raise ValueError(f"--templates {uri}: template {bad!r} has no {{c}} for the class name")
+    return lines

@@ -1,0 +1,203 @@
+"""Several models' evaluations beside each other: scores, scaling law, effective robustness."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from orchestrator import storage
+from orchestrator.evaluate import figures
+from orchestrator.evaluate.analyses import ENSEMBLE
+from orchestrator.evaluate.gate import SCORES, score_of
+from orchestrator.evaluate.plan import FORMAT, file_name
+from orchestrator.evaluate.report import Rows, write_csv
+from orchestrator.evaluate.robustness import baseline, effective_robustness
+from orchestrator.evaluate.scaling_law import scaling_law
+from orchestrator.evaluate.shift import as_pair
+from orchestrator.report.document import Part, Text, draw, rows_table, write_document
+from orchestrator.statistics.intervals import bootstrap
+
+Results = dict[str, dict[str, Any]]
+
+
+def read_results(folders: list[str]) -> Results:
+    """The evaluations, by the folder's name or, where two have one name, by the whole URI.
+
+    Raises
+    ------
+    ValueError : fewer than two, or a folder without a result that this version reads
+    """
+    if len(folders) < 2:
+        raise ValueError(f"--compare {' '.join(folders)}: name the folders of at least two evaluations")
+    short = [folder.rstrip("/").removesuffix("/eval").rsplit("/", 1)[-1] for folder in folders]
+    results: Results = {}
+    for folder, name in zip(folders, short if len(set(short)) == len(short) else folders, strict=True):
+        uri = storage.join(folder, "result.json")
+        if not storage.exists(uri):
+            raise ValueError(f"{uri}: missing; --compare wants folders that an evaluation has written")
+        results[name] = json.loads(storage.read_bytes(uri)) | {"folder": folder}
+        if results[name].get("format") != FORMAT:
+            raise ValueError(f"{uri}: of another version of this evaluation; evaluate that model again")
+    return results
+
+
+def write_comparison(uri: str, results: Results) -> None:
+    """Write the report of several models; `report.md` appears in the folder last.
+
+    Parameters
+    ----------
+    uri : of the folder
+    results : of `read_results`
+    """
+    rows = score_rows(results)
+    write_csv(storage.join(uri, "scores.csv"), rows)
+    parts: list[Part] = [Text(f"{len(results)} models: {', '.join(results)}.", "question")]
+    parts += [Text("Scores, percent", "heading"), rows_table([_percent(row) for row in rows])]
+    differences = difference_rows(results)
+    write_csv(storage.join(uri, "differences.csv"), differences)
+    if differences:
+        first = next(iter(results))
+        parts += [
+            Text("Differences of zero-shot top-1", "heading"),
+            Text(
+                f"Percentage points above {first}, on the same pictures; 95% bootstrap intervals of the pairs.",
+                "status",
+            ),
+            rows_table([_percent(row) for row in differences]),
+        ]
+    parts += _scaling(uri, results)
+    parts += _robustness(uri, results)
+    write_document(uri, "Evaluations compared", parts)
+
+
+def score_rows(results: Results) -> Rows:
+    """One row a set and score, one column a model."""
+    names = list(dict.fromkeys(name for one in results.values() for name in one["sets"]))
+    rows: Rows = []
+    for name in names:
+        for score in SCORES:
+            found = {
+                model: score_of(one["sets"][name], score) if name in one["sets"] else None
+                for model, one in results.items()
+            }
+            if any(value is not None for value in found.values()):
+                rows.append({"set": name, "score": score, **found})
+    return rows
+
+
+def difference_rows(results: Results) -> Rows:
+    """Zero-shot top-1 of each model above the first's, with intervals over pictures that both have answered."""
+    (first, *others), rows = results, []
+    for name in results[first]["sets"]:
+        base = _answers(results[first], name)
+        for model in others:
+            other = _answers(results[model], name) if name in results[model]["sets"] else {}
+            keys = [key for key in base if key in other]
+            if not keys:
+                continue
+            gain_N = np.array([other[key] - base[key] for key in keys], float)
+            low, high = bootstrap(lambda drawn, gain_N=gain_N: float(gain_N[drawn].mean()), len(keys))  # type: ignore[misc]
+            rows.append(
+                {
+                    "set": name,
+                    "model": model,
+                    "pictures": len(keys),
+                    "gain": float(gain_N.mean()),
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return rows
+
+
+def _answers(result: Mapping[str, Any], name: str) -> dict[str, bool]:
+    """Whether each picture's likeliest class is its own; empty where answers were not kept."""
+    uri = storage.join(result["folder"], "predictions", f"{file_name(name)}.parquet")
+    if not storage.exists(uri):
+        return {}
+    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    best_N = table[f"{ENSEMBLE}: classes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)[:, 0]
+    return dict(zip(table["key"].to_pylist(), (best_N == table["label"].to_numpy()).tolist(), strict=True))
+
+
+def _scaling(uri: str, results: Results) -> list[Part]:
+    shared = [
+        name
+        for name in next(iter(results.values()))["sets"]
+        if all(name in one["sets"] and score_of(one["sets"][name], "zero-shot") is not None for one in results.values())
+    ]
+    compute = {model: float(one["flops"]) for model, one in results.items()}
+    error = {
+        name: {model: 1 - float(score_of(one["sets"][name], "zero-shot") or 0) for model, one in results.items()}
+        for name in shared
+    }
+    # The logarithm of no error at all is none.
+    error = {name: one for name, one in error.items() if min(one.values()) > 0}
+    if not error:
+        return []
+    law = scaling_law(compute, error)
+    mean = {model: float(np.mean([one[model] for one in error.values()])) for model in results}
+    rows = [
+        {"model": model, "flops": compute[model], "mean error": mean[model]}
+        | {name: one[model] for name, one in error.items()}
+        for model in results
+    ]
+    write_csv(storage.join(uri, "scaling.csv"), rows)
+    panels = [{"set": name, "law": one.sentence("error")} for name, one in law.panels.items()]
+    return [
+        Text("Scaling law", "heading"),
+        Text(f"{law.mean.sentence('mean zero-shot error')}; C in FLOPs of the image tower on a picture."),
+        *draw({"Error against compute": figures.scaling(compute, mean, law.mean)}),
+        rows_table(panels),
+    ]
+
+
+def _robustness(uri: str, results: Results) -> list[Part]:
+    pairs = [
+        title
+        for title in next(iter(results.values()))["shifts"]
+        if all(title in one["shifts"] for one in results.values())
+    ]
+    if not pairs:
+        return []
+    counts = {model: {title: one["shifts"][title] for title in pairs} for model, one in results.items()}
+    rows: Rows = []
+    for model in results:
+        own = [as_pair(found) for found in counts[model].values()]
+        others = [[as_pair(found) for found in counts[other].values()] for other in results if other != model]
+        row: dict[str, Any] = {"model": model}
+        for title, pair in zip(pairs, own, strict=True):
+            row |= {f"{title}, without": pair.standard.accuracy, f"{title}, under": pair.shifted.accuracy}
+        try:
+            found = effective_robustness(others, own)
+            row |= {"effective robustness": found.value, "low": found.interval[0], "high": found.interval[1]}
+        except ValueError as error:
+            row["effective robustness"] = str(error)
+        rows.append(row)
+    write_csv(storage.join(uri, "robustness.csv"), rows)
+    both = [as_pair(one) for by_title in counts.values() for one in by_title.values()]
+    every = [(pair.standard.accuracy, pair.shifted.accuracy) for pair in both]
+    line = None
+    inside = all(0 < share < 1 for point in every for share in point)
+    inside = all(0 < share < 1 for point in every for share in point)
+    if len(results) > 2 and len({x for x, _ in every}) > 1 and inside:
+        line = baseline(*np.array(every).T)
+    return [
+        Text("Natural distribution shift", "heading"),
+        Text(
+            "Effective robustness: accuracy above what the line through the other models foretells, a mean over "
+            "shifts; percentage points.",
+            "status",
+        ),
+        rows_table([_percent(row) for row in rows]),
+        *draw({"Robustness": figures.robustness(counts, line)}),
+    ]
+
+
+def _percent(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: round(100 * value, 1) if isinstance(value, float) else value for key, value in row.items()}

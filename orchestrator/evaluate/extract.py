@@ -1,0 +1,270 @@
+"""Features of evaluation sets, computed on all devices by Ray Data.
+
+One stream of blocks for all sets: reading tasks decode, a pool of actors embeds and stores. What comes back to the
+driver is counts, so that memory grows neither with the pictures nor with the sets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy
+
+from orchestrator import storage
+from orchestrator.data.images import ImageError, ImageTransform
+from orchestrator.data.pipeline import BLOCK_BYTES
+from orchestrator.data.shards import RawSample
+from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError
+from orchestrator.evaluate.features import FeatureFolder, Part, part_table
+
+# Rows of a part, at most.
+PART_SAMPLES = 1024
+Columns = dict[str, np.ndarray]
+
+
+@dataclass
+class Split:
+    """One split of one set that is to be embedded.
+
+    Parameters
+    ----------
+    dataset : the split
+    folder : where its features go
+    done : parts that are there already
+    """
+
+    dataset: EvaluationSet
+    folder: FeatureFolder
+    done: list[Part] = field(default_factory=list)
+
+
+class ReadShard:
+    """Turns shards into blocks of decoded pictures; plain, without Ray.
+
+    A block's columns: split, shard, index (B,), image uint8 (B, 3, R, R), and about (B,), JSON: what else is known of
+    a sample. A block of one row whose index is -1 says how a shard ended: its samples, or what is wrong with it.
+
+    Parameters
+    ----------
+    splits : all that are read
+    transform : the model's
+    """
+
+    def __init__(self, splits: Sequence[Split], transform: ImageTransform):
+        self._splits, self._transform = splits, transform
+        side = transform.image_size
+        self._most = min(PART_SAMPLES, max(1, BLOCK_BYTES // (3 * side**2)))
+
+    def read(self, split: int, shard: int) -> Iterator[Columns]:
+        """The shard's samples but those that are done, in blocks of neighbours, then its end."""
+        dataset, uri = self._splits[split].dataset, self._splits[split].dataset.shards[shard]
+        done = {
+            index
+            for part in self._splits[split].done
+            if part.shard == shard
+            for index in range(part.first, part.first + part.samples)
+        }
+        held: list[tuple[RawSample, np.ndarray]] = []
+        samples = 0
+        try:
+            for sample in dataset.read(uri):
+                samples += 1
+                if held and (sample.index in done or len(held) == self._most):
+                    yield self._block(split, shard, held)
+                    held = []
+                if sample.index not in done:
+                    try:
+                        held.append((sample, self._transform.evaluate(sample.image)))
+                    except ImageError as error:
+                        raise dataset.error(uri, sample.index, sample.key, str(error)) from None
+            if held:
+                yield self._block(split, shard, held)
+        except (EvaluationSetError, storage.StorageError) as error:
+            yield self._end(split, shard, {"error": str(error)})
+        else:
+            yield self._end(split, shard, {"samples": samples})
+
+    def _block(self, split: int, shard: int, held: list[tuple[RawSample, np.ndarray]]) -> Columns:
+        about = [
+            json.dumps({"key": sample.key, "label": _plain(sample.label), "texts": sample.texts}) for sample, _ in held
+        ]
+        index = np.array([sample.index for sample, _ in held])
+        return self._columns(split, shard, index, np.stack([image for _, image in held]), about)
+
+    def _end(self, split: int, shard: int, about: dict[str, Any]) -> Columns:
+        side = self._transform.image_size
+        return self._columns(split, shard, np.array([-1]), np.zeros((1, 3, side, side), np.uint8), [json.dumps(about)])
+
+    def _columns(self, split: int, shard: int, index: np.ndarray, image: np.ndarray, about: list[str]) -> Columns:
+        rows = len(index)
+        return {
+            "split": np.full(rows, split), "shard": np.full(rows, shard), "index": index, "image": image,
+            "about": np.array(about, dtype=object),
+        }  # fmt: skip
+
+
+class EmbedBlocks:
+    """Embeds blocks and stores them; an actor of Ray's for each device.
+
+    Parameters
+    ----------
+    model_uri : the model
+    folders : of each split
+    device : torch device
+    batch_size : pictures in one forward pass
+    """
+
+    def __init__(self, model_uri: str, folders: list[FeatureFolder], device: str, batch_size: int):
+        from orchestrator.inference import Embedder
+
+        self._embedder, self._folders = Embedder(model_uri, device, batch_size), folders
+
+    def __call__(self, block: Columns) -> Columns:
+        """Ray Data joins small blocks; each run of neighbours in one becomes a part."""
+        same = (np.diff(block["split"]) == 0) & (np.diff(block["shard"]) == 0) & (np.diff(block["index"]) == 1)
+        # The end of a shard has the index -1: nothing follows it as its neighbour.
+        ends = np.flatnonzero(~(same & (block["index"][:-1] >= 0))) + 1
+        bounds = [0, *ends.tolist(), len(block["index"])]
+        answers = [
+            self._embed({name: column[start:stop] for name, column in block.items()})
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in _ANSWER}
+
+    def _embed(self, block: Columns) -> Columns:
+        split, shard, first = (int(block[name][0]) for name in ("split", "shard", "index"))
+        about = [json.loads(text) for text in block["about"]]
+        if first < 0:
+            return _answer(split, shard, first, 0, about[0])
+        embedding_ND, feature_NF = self._embedder.embed_images_with_features(block["image"])
+        texts = [one["texts"] for one in about]
+        caption_TD = self._embedder.embed_texts([text for one in texts for text in one])
+        table = part_table(
+            [one["key"] for one in about], [one["label"] for one in about], texts,
+            embedding_ND.numpy(), feature_NF.numpy(), caption_TD.numpy(),
+        )  # fmt: skip
+        self._folders[split].write(Part(shard, first, len(about)), table)
+        return _answer(split, shard, first, len(about), {})
+
+
+def extract(
+    model_uri: str,
+    transform: ImageTransform,
+    splits: Sequence[Split],
+    batch_size: int,
+    on_end: Callable[[Split, str], None],
+    on_progress: Callable[[int], None] = lambda pictures: None,
+) -> None:
+    """Compute and store what is missing.
+
+    Parameters
+    ----------
+    model_uri : the model; every node must reach it
+    transform : the model's
+    splits : what to embed; parts that lie in a folder already are kept
+    batch_size : pictures in one forward pass
+    on_end : told of each split as it ends, and what is wrong with it; empty: it is complete
+    on_progress : told the number of pictures embedded so far, now and then
+    """
+    for split in splits:
+        split.done = split.folder.parts()
+    tallies = [_Tally(split) for split in splits]
+    pictures = 0
+    for number, shard, first, count, about in _answers(model_uri, transform, splits, batch_size):
+        tally = tallies[number]
+        if first >= 0:
+            tally.parts.append(Part(shard, first, count))
+            pictures += count
+            on_progress(pictures)
+        else:
+            tally.end(about)
+        if not tally.told and (tally.error or tally.whole):
+            tally.told = True
+            if not tally.error:
+                tally.split.folder.finish(tally.parts)
+            on_end(tally.split, tally.error)
+
+
+class _Tally:
+    """What is known of a split so far."""
+
+    def __init__(self, split: Split):
+        self.split, self.parts = split, list(split.done)
+        self.error, self.told = "", False
+        self._ended = self._samples = 0
+
+    def end(self, about: dict[str, Any]) -> None:
+        """A shard has ended."""
+        self._ended += 1
+        self._samples += about.get("samples", 0)
+        self.error = self.error or about.get("error", "")
+        if not self.error and self._ended == len(self.split.dataset.shards) and not self._samples:
+            self.error = f"evaluation set {self.split.dataset.name}: its shards hold no samples"
+
+    @property
+    def whole(self) -> bool:
+        """A shard's end may overtake its last blocks."""
+        shards = len(self.split.dataset.shards)
+        return self._ended == shards and sum(part.samples for part in self.parts) == self._samples
+
+
+def _answers(
+    model_uri: str, transform: ImageTransform, splits: Sequence[Split], batch_size: int
+) -> Iterator[tuple[int, int, int, int, dict[str, Any]]]:
+    rows = [
+        {"split": number, "shard": shard}
+        for number, split in enumerate(splits)
+        for shard in range(len(split.dataset.shards))
+    ]
+    if not rows:
+        return
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1)
+    # On one CPU a reader and an actor share it; either alone would wait for the other for ever.
+    each = 1 if cpus >= 2 else cpus / 2
+    reader = ray.put(ReadShard(splits, transform))
+
+    def read(row: Columns) -> Iterator[Columns]:
+        plain: ReadShard = ray.get(reader)
+        for split, shard in zip(row["split"].tolist(), row["shard"].tolist(), strict=True):
+            yield from plain.read(split, shard)
+
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        read, batch_size=None, num_cpus=each, zero_copy_batch=True
+    )
+    # Ray Data joins steps that reserve the same: the actors would then decode, and nobody beside them.
+    device: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 0.99 * each}
+    dataset = dataset.map_batches(
+        EmbedBlocks,
+        fn_constructor_args=(
+            model_uri, [split.folder for split in splits], "cuda" if gpus else "cpu", batch_size,
+        ),
+        batch_size=None,
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(min_size=1, max_size=max(1, gpus or int(cpus // 2))),
+        **device,
+    )  # fmt: skip
+    # A block is passed on as the reader made it, rather than joined with others to Ray's 128 MB.
+    dataset.context.target_max_block_size = BLOCK_BYTES * 3 // 4
+    dataset.context.enable_progress_bars = False
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        for split, shard, first, count, about in zip(*(batch[name] for name in _ANSWER), strict=True):
+            yield int(split), int(shard), int(first), int(count), json.loads(about)
+
+
+_ANSWER = ("split", "shard", "first", "count", "about")
+
+
+def _answer(split: int, shard: int, first: int, count: int, about: dict[str, Any]) -> Columns:
+    values = (split, shard, first, count, json.dumps(about))
+    return {name: np.array([value]) for name, value in zip(_ANSWER, values, strict=True)}
+
+
+def _plain(label: int | np.ndarray | None) -> int | list[int] | None:
+    return [int(one) for one in label] if isinstance(label, np.ndarray) else label

@@ -1,0 +1,276 @@
+"""One model on many sets: features on all devices, then each set's analyses, each kept as it ends.
+
+<out>/sets/<set>.json              what was measured of a set; a set that has one is not measured again
+<out>/predictions/<set>.parquet    every sample's answers
+<out>/result.json                  all of it, for machines
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from orchestrator import storage
+from orchestrator.evaluate import analyses
+from orchestrator.evaluate.datasets import EvaluationSetError
+from orchestrator.evaluate.extract import Split, extract
+from orchestrator.evaluate.plan import (
+    FORMAT,
+    SHIFTING,
+    SUITES,
+    TRAINING,
+    VALIDATION,
+    Job,
+    Options,
+    file_name,
+    kept_result,
+    open_jobs,
+    result_uri,
+)
+from orchestrator.evaluate.shift import asked_pairs, count_pair, known_pairs
+from orchestrator.inference import Embedder
+from orchestrator.model.scaling import count_flops
+
+PROGRESS_S = 10.0
+
+
+def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure, on the Ray that this process has joined.
+
+    Parameters
+    ----------
+    options : what
+    say : told of progress, a line each
+
+    Returns
+    -------
+    the content of result.json: {model, fingerprint, flops, suite, sets: {name: ...}, shifts,
+    failed: {name: why}}
+
+    Raises
+    ------
+    ModelDirectoryError, StorageError : the model cannot be read
+    ValueError : a shift of sets that are not there
+    EvaluationSetError : no set can be measured at all
+    """
+    embedder = Embedder(options.model)
+    pairs = asked_pairs(options.shifts, list(options.datasets)) or known_pairs(list(options.datasets))
+    jobs, failed = open_jobs(options, embedder.fingerprint, say)
+    kept = {job.name: kept_result(options, job) for job in jobs}
+    sets = {name: found for name, found in kept.items() if found is not None}
+    for name in sets:
+        say(f"{name}: measured before")
+    waiting = [job for job in jobs if job.name not in sets]
+    begin = time.monotonic()
+    device = "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+    def on_result(job: Job, found: dict[str, Any]) -> None:
+        sets[job.name] = found
+        say(f"{job.name}: {summary_line(found)} ({len(sets)} of {len(options.datasets)} sets)")
+
+    def on_failure(name: str, error: BaseException) -> None:
+        failed[name] = _reason(name, error)
+        say(f"{name}: failed: {failed[name]}")
+
+    tasks = _Tasks(lambda job: (options, job, device), device, on_result, on_failure)
+
+    def on_end(split: Split, error: str) -> None:
+        job = owner[split.folder.uri]
+        if job.name in failed:
+            return
+        if error:
+            on_failure(job.name, EvaluationSetError(error))
+        elif all(folder.complete for folder in job.folders.values()):
+            tasks.add(job)
+
+    missing = [
+        Split(job.splits[split], folder)
+        for job in waiting
+        for split, folder in job.folders.items()
+        if not folder.complete
+    ]
+    owner = {folder.uri: job for job in waiting for folder in job.folders.values()}
+    for job in waiting:
+        if all(folder.complete for folder in job.folders.values()):
+            say(f"{job.name}: features there already")
+            tasks.add(job)
+    last = begin
+
+    def on_progress(pictures: int) -> None:
+        nonlocal last
+        tasks.look()
+        now = time.monotonic()
+        if now - last >= PROGRESS_S:
+            last = now
+            say(f"{pictures:,} pictures embedded, {pictures / (now - begin):,.0f} a second")
+
+    extract(options.model, embedder.transform, missing, options.batch_size, on_end, on_progress)
+    tasks.finish()
+    shifts: dict[str, Any] = {}
+    measured = {job.name: job for job in jobs if job.name in sets}
+    for standard, shifted in pairs if options.suite in SHIFTING else []:
+        title = f"{standard} to {shifted}"
+        try:
+            if missing_set := next((name for name in (standard, shifted) if name not in measured), None):
+                raise EvaluationSetError(f"evaluation set {missing_set} was not measured")
+            both = measured[standard], measured[shifted]
+            shifts[title] = ray.get(_task(measure_shift, device).remote(options, *both, device))
+        except (EvaluationSetError, ray.exceptions.RayError) as error:
+            on_failure(title, error)
+    result = {
+        "format": FORMAT,
+        "model": options.model,
+        "fingerprint": embedder.fingerprint,
+        "flops": count_flops(embedder.model.config).image,
+        "suite": options.suite,
+        "sets": {name: sets[name] for name in options.datasets if name in sets},
+        "shifts": shifts,
+        "failed": failed,
+    }
+    storage.write_bytes(storage.join(options.out, "result.json"), _json(result))
+    return result
+
+
+class _Tasks:
+    """Analyses of sets whose features are there, beside the extraction of the others; one at a time on a node.
+
+    They reserve no CPU: on a small machine reading and embedding hold all of them, and results would wait for the last
+    set's features.
+    """
+
+    def __init__(
+        self,
+        arguments: Callable[[Job], tuple],
+        device: str,
+        on_result: Callable[[Job, dict[str, Any]], None],
+        on_failure: Callable[[str, BaseException], None],
+    ):
+        self._arguments, self._task = arguments, _task(measure, device)
+        self._on_result, self._on_failure = on_result, on_failure
+        self._most = sum(node["Alive"] for node in ray.nodes())
+        self._queue: list[Job] = []
+        self._running: dict[Any, Job] = {}
+
+    def add(self, job: Job) -> None:
+        self._queue.append(job)
+        self.look()
+
+    def look(self, timeout_s: float | None = 0) -> None:
+        """Take a result that is there, or comes within the time (None: for ever), and start what there is room for."""
+        ready = ray.wait(list(self._running), timeout=timeout_s)[0] if self._running else []
+        for one in ready:
+            job = self._running.pop(one)
+            try:
+                found = ray.get(one)
+            except ray.exceptions.RayError as error:
+                self._on_failure(job.name, error)
+            else:
+                self._on_result(job, found)
+        while self._queue and len(self._running) < self._most:
+            job = self._queue.pop(0)
+            self._running[self._task.remote(*self._arguments(job))] = job
+
+    def finish(self) -> None:
+        """Wait for all."""
+        while self._queue or self._running:
+            self.look(None)
+
+
+def _task(function: Callable[..., Any], device: str) -> Any:
+    """A plain function as Ray's task on a device; on a CPU, on all cores of a node."""
+
+    def on_all_cores(*arguments: Any) -> Any:
+        torch.set_num_threads(os.cpu_count() or 1)
+        return function(*arguments)
+
+    return ray.remote(num_cpus=0, num_gpus=1 if device == "cuda" else 0, max_retries=0, scheduling_strategy="SPREAD")(
+        on_all_cores
+    )
+
+
+def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
+    """Everything that a suite measures of one set, kept in the results' folder; plain, without Ray."""
+    dataset, *_ = job.splits.values()
+    parts = SUITES[options.suite]
+    features = job.folders[options.split].read()
+    result: dict[str, Any] = {
+        "digest": job.digest, "kind": dataset.kind, "samples": len(features.key_N), "classes": len(dataset.class_names),
+        "notes": [],
+    }  # fmt: skip
+    if dataset.kind == "retrieval":
+        result["retrieval"] = analyses.retrieval_result(features)
+    else:
+        zero_shot, answers = analyses.zero_shot(Embedder(options.model, device, options.batch_size), dataset, features)
+        result["zero_shot"] = zero_shot
+        if answers is not None:
+            sink = io.BytesIO()
+            pq.write_table(answers, sink)
+            storage.write_bytes(
+                storage.join(options.out, "predictions", f"{file_name(job.name)}.parquet"), sink.getvalue()
+            )
+        if "probe" in parts:
+            _probe(options, job, features, result, device)
+    result = analyses.finite(result)
+    storage.write_bytes(result_uri(options, job.name), _json(result))
+    return result
+
+
+def measure_shift(options: Options, standard: Job, shifted: Job, device: str) -> dict[str, Any]:
+    """Right answers of a pair of sets; plain, without Ray."""
+    embedder = Embedder(options.model, device, options.batch_size)
+    sides = [(job.splits[options.split], job.folders[options.split].read()) for job in (standard, shifted)]
+    return count_pair(embedder, *sides)
+
+
+def summary_line(result: Mapping[str, Any]) -> str:
+    """A set's main figures."""
+    found = []
+    if "retrieval" in result:
+        ways = analyses.WAYS
+        found += [f"{way} {result['retrieval'][way]['recall@1']['value']:.1%} recall@1" for way in ways]
+    if "zero_shot" in result:
+        zero_shot = result["zero_shot"]
+        score = zero_shot["wordings"][analyses.ENSEMBLE]["score"]["value"]
+        found.append(f"zero-shot {score:.1%} {zero_shot['metric']}")
+    if "probe" in result:
+        found.append(f"probe {result['probe']['score']['value']:.1%}")
+    return ", ".join([*found, *result["notes"]])
+
+
+def _probe(options: Options, job: Job, features: Any, result: dict[str, Any], device: str) -> None:
+    dataset = job.splits[options.split]
+    if dataset.kind == "multilabel":
+        result["notes"].append("no probe: multi-label")
+        return
+    if TRAINING not in job.folders:
+        result["notes"].append("no probe: no train split")
+        return
+    own = next((job.folders[name].read() for name in VALIDATION if name in job.folders), None)
+    probing = analyses.Probing(dataset, job.folders[TRAINING].read(), features, own, device)
+    result["probe"] = probing.full()
+    if "few-shot" in SUITES[options.suite]:
+        found = probing.few(options.shots, options.repeats)
+        score = result["zero_shot"]["wordings"][analyses.ENSEMBLE]["score"]["value"]
+        result["few_shot"] = analyses.few_shot_result(found, result["probe"], score)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _reason(name: str, error: Any) -> str:
+    """One line: an evaluation's own errors as they are, others with the set's name and their kind."""
+    cause = getattr(error, "cause", error)
+    text = " ".join(str(cause).split())
+    if isinstance(cause, EvaluationSetError | storage.StorageError):
+        return text
+    kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
+    return f"evaluation set {name}: {kind}{text}"
