@@ -23,6 +23,7 @@ bench: $(VENV)/bench.stamp  ## each prints a table of this project beside a peer
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/evaluate.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
