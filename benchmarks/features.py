@@ -4,9 +4,9 @@
     python benchmarks/features.py --model vit-b-32 --samples 500
 
 Both sides read the same tars of photographs of 0.3 to 0.5 megapixels, make the same pictures by this project's
-transform and run the same tower, of random weights, in batches of 256. The loop has a worker a core that decodes, embeds
-in the main process and keeps what it makes in memory; this side embeds in actors of Ray's and writes Parquet. `steady`
-counts from the first answer to the last, `whole` from the start of the processes to the end.
+transform and run the same tower, of random weights, in batches of 256. The loop has a worker a core that decodes; it
+embeds in the main process and keeps what it makes in memory. This side embeds in actors of Ray's and writes Parquet.
+`steady` counts from the first answer to the last, `whole` from the start of the processes to the end.
 """
 
 from __future__ import annotations
@@ -84,11 +84,12 @@ class _Prepare:
     def __init__(self, transform: Any):
         self._transform = transform
 
-    def __call__(self, sample: tuple[bytes]) -> Any:
-        return self._transform.evaluate(sample[0])
+    def __call__(self, sample: tuple[bytes]) -> tuple[Any]:
+        return (self._transform.evaluate(sample[0]),)
 
 
 def loop(model: str, root: str, tick: Callable[[int], None]) -> None:
+    import numpy as np
     import torch
     import webdataset as wds
 
@@ -101,8 +102,8 @@ def loop(model: str, root: str, tick: Callable[[int], None]) -> None:
     )
     kept, pictures = [], 0
     workers = os.cpu_count() or 1
-    for image in torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=2):
-        kept.append(embedder.embed_images_with_features(image if not torch.is_tensor(image) else image.numpy()))
+    for (image,) in torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=2):
+        kept.append(embedder.embed_images_with_features(np.asarray(image)))
         pictures += len(image)
         tick(pictures)
 
