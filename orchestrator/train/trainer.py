@@ -50,7 +50,9 @@ class TrainingStopped(RuntimeError):
     """The run stopped and trying again would not help; the message says why."""
 
 
-def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressDisplay) -> RunDirectory:
+def pretrain(
+    config: Config, display: Callable[..., ProgressDisplay] = ProgressDisplay, last_step: int = 0
+) -> RunDirectory:
     """Train the model that a configuration describes, or continue the run of its name.
 
     Ray must be initialised.
@@ -59,6 +61,8 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
     ----------
     config : validated
     display : shows how it goes
+    last_step : optimiser step after which the run ends although its learning rate's schedule goes on; 0: that of the
+        schedule
 
     Returns
     -------
@@ -95,7 +99,7 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
     bad = RejectLedger(manifest, config.data.max_reject_share)
     if start.step:
         bad.restore(run.checkpoints.rejects(start.step))
-        print(f"continuing {config.run.name} from step {start.step} of {steps}", flush=True)
+        print(f"continuing {config.run.name} from step {start.step} of {last_step or steps}", flush=True)
     # They live where this process does: the loss of another node must not take them.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     rejects = RejectActor.options(scheduling_strategy=here).remote(bad)  # type: ignore[attr-defined]
@@ -107,6 +111,7 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
         tokenizer=tokenizer,
         transform=image_transform(config),
         total_steps=steps,
+        last_step=last_step or steps,
         flops=count_flops(config.model),
         board=board,
         rejects=rejects,

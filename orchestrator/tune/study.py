@@ -32,10 +32,13 @@ from orchestrator.cli import to_yaml
 from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest
 from orchestrator.model.scaling import count_flops
+from orchestrator.train.checkpoint import TrainState
 from orchestrator.train.cluster import TRIAL_CPUS
+from orchestrator.train.inherit import inherit
 from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
+from orchestrator.tune.population import round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
 from orchestrator.tune.trial import Trial
@@ -119,10 +122,13 @@ class Study:
     def _manifest(self) -> Manifest:
         return self._shared().load_manifest()
 
+    def steps(self, setting: Mapping[str, Any]) -> int:
+        """Optimiser steps of a whole run of a setting; the study must be prepared."""
+        return total_steps(self._manifest.samples, self.config(setting, "counted", 0))
+
     def flops(self, setting: Mapping[str, Any]) -> float:
-        """Floating point operations of a whole trial of a setting; the study must be prepared."""
-        config = self.config(setting, "counted", 0)
-        steps = total_steps(self._manifest.samples, config)
+        """Floating point operations of a whole run of a setting; the study must be prepared."""
+        config, steps = self.config(setting, "counted", 0), self.steps(setting)
         model = repr(config.model)
         if model not in self._counted:
             self._counted[model] = count_flops(config.model).training
@@ -156,26 +162,33 @@ def run_trial(spec: dict[str, Any], study: Study, measure: Measure) -> None:
 
     Parameters
     ----------
-    spec : setting, name and seed
+    spec : setting, name and seed; of a round of a population also round (from 0), rounds, and the name of its parent,
+        empty in the first
     study : that it belongs to
     measure : URI of a run's folder -> its zero-shot accuracy, in [0, 1], or NaN
     """
     started = time.monotonic()
     config = study.config(spec["setting"], spec["name"], spec["seed"])
     manifest = study.open_run(config)
+    run, parent = RunDirectory(config), spec.get("parent", "")
+    start = inherit(run, storage.join(run.storage_path, parent)) if parent else TrainState()
+    steps = total_steps(manifest.samples, config)
     flops_a_sample = count_flops(config.model).training
 
     def cost(record: Mapping[str, Any]) -> dict[str, Any]:
-        samples = round(record["epoch"] * manifest.samples)
+        samples = round(record["epoch"] * manifest.samples) - start.samples
         known = {key: record[key] for key in ("step", "loss", "logit_scale")}
         return {**known, "samples": samples, "flops": samples * flops_a_sample, "seconds": time.monotonic() - started}
 
     try:
-        run = pretrain(config, partial(_Reporter, cost=cost))
+        pretrain(config, partial(_Reporter, cost=cost), round_end(steps, spec.get("round", 0), spec.get("rounds", 1)))
     except TrainingStopped as error:  # Tune would try again, which does not help.
         tune.report({"finished": True, "error": str(error), "loss": math.nan, "accuracy": math.nan})
         return
-    records = [json.loads(line) for line in storage.read_bytes(run.path("metrics.jsonl")).decode().splitlines()]
+    lines = storage.read_bytes(run.path("metrics.jsonl")).decode().splitlines()
+    records = list(map(json.loads, lines))
+    # Its own alone; bad samples may have made the data so short that it has none.
+    records = [record for record in records if record["step"] > start.step] or records
     last = records[-max(1, round(LAST * len(records))) :]
     loss = sum(record["loss"] for record in last) / len(last)
     ended = {**cost(records[-1]), "loss": loss, "accuracy": measure(run.uri), "eta_s": 0.0, "finished": True}
@@ -213,7 +226,7 @@ def run_study(
     Parameters
     ----------
     study : prepared
-    search : proposes {setting, name, seed}
+    search : proposes {setting, name, seed}, or what else run_trial knows
     trials : in all
     measure : as of run_trial
     at_once : trials that run side by side
@@ -304,4 +317,5 @@ def trial_of(
         path=[(int(row["step"]), float(row["loss"]), float(row["logit_scale"])) for row in path],
         run=f"trials/{spec['name']}",
         error=error,
+        parent=spec.get("parent", ""),
     )
