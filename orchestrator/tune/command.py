@@ -154,7 +154,7 @@ def parse(argv: list[str], description: str) -> Asked:
     return Asked(
         Study(known.study, uri, base), known.trials, known.at_once, compute, known.equal,
         known.search or ("optuna" if known.study == "options" else "settings"), tuple(known.vary), known.stop_early,
-        rounds=known.rounds or 1,
+        rounds=1 if known.rounds is None else known.rounds,
     )  # fmt: skip
 
 

@@ -6,13 +6,16 @@ import json
 
 import pytest
 import torch
-from test_checkpoint import snapshot_at
 
 from orchestrator import storage
 from orchestrator.config import Config
-from orchestrator.train.checkpoint import CheckpointDamaged, CheckpointStore, TrainState
+from orchestrator.train.checkpoint import CheckpointDamaged, CheckpointStore, Snapshot, TrainState
 from orchestrator.train.inherit import PARENT, inherit
 from orchestrator.train.run import RunDirectory
+
+
+def snapshot_at(step: int) -> Snapshot:
+    return Snapshot(TrainState(step, step * 4), {"w": torch.ones(3) * step}, {}, ledger=b"ledger", rejects=b"rejects")
 
 
 def run_at(root, name: str) -> RunDirectory:
