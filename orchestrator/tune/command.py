@@ -17,7 +17,6 @@ from orchestrator.train.cluster import TRIAL_CPUS
 from orchestrator.tune.learning_rate import VARY, LearningRate
 from orchestrator.tune.options import Options
 from orchestrator.tune.plan import SEARCHES, Plan, make_plan
-from orchestrator.tune.population import check_rounds
 from orchestrator.tune.question import Question
 from orchestrator.tune.report import write_report
 from orchestrator.tune.scaling import Scaling
@@ -184,9 +183,7 @@ def run(asked: Asked, plan: Plan, measure: Measure) -> str:
     ConfigError : a trial that cannot be made of the data there is, found before the first one starts
     """
     study, question = asked.study, plan.question
-    study.prepare(plan.examples)
-    if asked.search == "population":
-        check_rounds(asked.rounds, study.steps(plan.examples[0]))
+    study.prepare(plan.examples, asked.rounds)
     storage.write_bytes(storage.join(study.uri, "study.json"), asked.to_json())
     if asked.only_report:
         trials = read_trials(study)

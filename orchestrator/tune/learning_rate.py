@@ -97,7 +97,7 @@ class LearningRate:
 
     def _against_the_base(self, best: Sequence[Trial], ended: Sequence[Sequence[Trial]]) -> str:
         for line in ended:
-            if all(trial.setting == self._settings[0] and _member(trial) == 0 for trial in line):
+            if all(_member(trial) == 0 for trial in line):
                 if line is best:
                     return "That is the base configuration's own learning rate, kept to the end; none did better."
                 difference = score(best[-1]) - score(line[-1])

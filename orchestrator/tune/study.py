@@ -38,7 +38,7 @@ from orchestrator.train.inherit import inherit
 from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
-from orchestrator.tune.population import round_end
+from orchestrator.tune.population import check_rounds, round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
 from orchestrator.tune.trial import Trial
@@ -82,27 +82,30 @@ class Study:
         config.validate()
         return config
 
-    def prepare(self, settings: Iterable[Mapping[str, Any]]) -> None:
+    def prepare(self, settings: Iterable[Mapping[str, Any]], rounds: int = 1) -> None:
         """Pin the data and the vocabulary that all trials share, in a folder like a run's. Ray must be initialised.
 
         Parameters
         ----------
         settings : that trials have
+        rounds : that a run is cut into
 
         Raises
         ------
-        ConfigError : a setting whose global batch is larger than all that it trains on
+        ConfigError : a setting whose global batch is larger than all that it trains on, or more rounds than steps
         """
         data = self._shared()
         if not data.started:
             manifest, tokenizer = open_data(self.base, data)
             for setting in settings:
                 config = self.config(setting, "counted", 0)
-                if total_steps(manifest.samples, config) < 1:
+                steps = total_steps(manifest.samples, config)
+                if steps < 1:
                     raise ConfigError(
                         f"train.global_batch={config.train.global_batch}: more than the {manifest.samples} samples of "
                         f"{config.train.epochs} epochs; lower it or add data"
                     )
+                check_rounds(rounds, steps)
             data.save(to_yaml(self.base), manifest, tokenizer)
 
     def _shared(self) -> RunDirectory:
@@ -122,13 +125,10 @@ class Study:
     def _manifest(self) -> Manifest:
         return self._shared().load_manifest()
 
-    def steps(self, setting: Mapping[str, Any]) -> int:
-        """Optimiser steps of a whole run of a setting; the study must be prepared."""
-        return total_steps(self._manifest.samples, self.config(setting, "counted", 0))
-
     def flops(self, setting: Mapping[str, Any]) -> float:
         """Floating point operations of a whole run of a setting; the study must be prepared."""
-        config, steps = self.config(setting, "counted", 0), self.steps(setting)
+        config = self.config(setting, "counted", 0)
+        steps = total_steps(self._manifest.samples, config)
         model = repr(config.model)
         if model not in self._counted:
             self._counted[model] = count_flops(config.model).training

@@ -107,7 +107,7 @@ def test_the_picture_shows_each_member_s_rates_and_rings_takeovers(base, tmp_pat
     assert not any(question.figures([]).values())
     write_report(str(tmp_path), question.title, study(), question.answer(study()), figures)
     assert "002-round1-abc" in (tmp_path / "trials.csv").read_text().splitlines()[1]
-    assert (tmp_path / "report.md").read_text().count("Takeovers") == 1
+    assert (tmp_path / "report.md").read_text().count("## Takeovers") == 1
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_another_line_has_another_folder():
     for a, b in zip(one[5:], other[5:], strict=True):
         assert (a["name"] == b["name"]) == ((a["setting"], a["parent"]) == (b["setting"], b["parent"]))
     assert one[5:] != other[5:]
+    names = [population()._spec(1, 0, {LR: rate}, parent)["name"] for rate in (1, 2) for parent in ("a", "b")]
+    assert len(set(names)) == 4
 
 
 def test_a_trial_that_is_made_again_does_not_change_what_was_planned():
