@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -83,8 +84,8 @@ class LearningRate:
             f"Best: {best[-1].name}, {_result(best[-1])} after {longest} steps, with the learning rate's peak at "
             f"{_schedule(best)}.",
             self._against_the_base(best, ended),
-            f"Takeovers: {sum(map(_is_takeover, trials))} times one of the worst went on from the newest checkpoint of "
-            "one of the best, with a learning rate a fifth above or below.",
+            f"Takeovers: {sum(map(_is_takeover, trials))}; in each, one of the worst went on from the newest checkpoint "
+            "of one of the best, with a learning rate a fifth above or below.",
             "Members share one seed: how much of a difference is noise, only further runs can tell. A round is judged "
             "before its learning rate has decayed, which favours low ones.",
         ]
@@ -138,7 +139,8 @@ def _result(trial: Trial) -> str:
 
 
 def _schedule(line: Sequence[Trial]) -> str:
-    return ", ".join(f"{number(trial.setting[LR])} to step {trial.step:,}" for trial in line)
+    parts = itertools.groupby(line, key=lambda trial: trial.setting[LR])
+    return ", ".join(f"{number(rate)} to step {list(part)[-1].step:,}" for rate, part in parts)
 
 
 def _rows(line: Sequence[Trial]) -> list[dict[str, Any]]:

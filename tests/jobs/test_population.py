@@ -107,7 +107,7 @@ def test_a_killed_population_goes_on_and_its_worst_member_takes_over_the_best(tm
 
     winner = late["accuracy"].idxmax()
     report = (study / "report/report.md").read_text()
-    assert f"Best: {winner}" in report and "Takeovers: 1 times" in report and "The winner's learning rate" in report
+    assert f"Best: {winner}" in report and "Takeovers: 1;" in report and "The winner's learning rate" in report
     text = (study / "report/recipe.yaml").read_text()
     assert text.startswith("# The winner's optim.lr changed on its way: ")
     assert yaml.safe_load(text)["optim"]["lr"] == table.loc[winner, "optim.lr"]

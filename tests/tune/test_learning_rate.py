@@ -55,7 +55,7 @@ def test_the_winner_s_way_is_told(base):
         "0.01 to step 10, 0.008 to step 20."
     )
     assert said.sentences[1] == "Over the base's own, optim.lr=0.001 to the end: +0.0500."
-    assert said.sentences[2].startswith("Takeovers: 1 times one of the worst")
+    assert said.sentences[2].startswith("Takeovers: 1; in each")
     rows = said.tables["The winner's learning rate"]
     assert [(row["trial"], row["from step"], row["to step"], row["peak learning rate"]) for row in rows] == [
         ("002-round1-abc", 0, 10, 1e-2),
@@ -73,6 +73,9 @@ def test_the_recipe_says_that_the_winner_s_rate_changed(base, tmp_path):
     text = LearningRate(base, 3, 2, VARY).answer(study()).recipe_yaml
     notes = [line for line in text.splitlines() if line.startswith("#")]
     assert "0.01 to step 10, 0.008 to step 20" in notes[0] and "trials/001-round2-abc/final" in notes[-1]
+    # Rounds of one rate are told as one.
+    longer = [*study(), trial(1, 3, 8e-3, 0.7, "001-round2-abc")]
+    assert "0.01 to step 10, 0.008 to step 30." in LearningRate(base, 3, 3, VARY).answer(longer).sentences[0]
     (tmp_path / "recipe.yaml").write_text(text)
     config = cli.parse(["--config", str(tmp_path / "recipe.yaml")], "")
     assert config.optim.lr == 8e-3 and config.run.name == "demo-population"
