@@ -84,7 +84,7 @@ class LearningRate:
             f"Best: {best[-1].name}, {_result(best[-1])} after {longest} steps, with the learning rate's peak at "
             f"{_schedule(best)}.",
             self._against_the_base(best, ended),
-            f"Takeovers: {sum(map(_is_takeover, trials))}; in each, one of the worst went on from the newest checkpoint "
+            f"Takeovers: {sum(map(_is_takeover, trials))}; in each one of the worst went on from the newest checkpoint "
             "of one of the best, with a learning rate a fifth above or below.",
             "Members share one seed: how much of a difference is noise, only further runs can tell. A round is judged "
             "before its learning rate has decayed, which favours low ones.",
