@@ -59,10 +59,16 @@ def takeovers(scores: Sequence[float], rng: random.Random) -> dict[int, int]:
 def perturbed(setting: Mapping[str, Any], space: Space, rng: random.Random) -> dict[str, Any]:
     """A setting with each number of the space a fifth larger or smaller, kept within its range.
 
+    At the end of its range a number goes the way that is left: a copy that is not changed would be trained twice.
+
     Source: Jaderberg et al. 2017, section 4.1 (explore: perturb).
     """
-    moved = {name: float(f"{setting[name] * rng.choice(FACTORS):.4g}") for name in space}
-    return {**setting, **clipped(space, moved)}
+    moved = {}
+    for name, domain in space.items():
+        tried = [float(f"{setting[name] * factor:.4g}") for factor in FACTORS]
+        allowed = [clipped({name: domain}, {name: value})[name] for value in tried]
+        moved[name] = rng.choice([value for value in allowed if value != setting[name]])
+    return {**setting, **moved}
 
 
 def round_end(total_steps: int, number: int, rounds: int) -> int:
