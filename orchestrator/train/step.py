@@ -109,9 +109,10 @@ class Step:
             return self._shared.towers(pixels_B3RR, tokens_BT)
 
     def _objective(self, image_BD: Tensor, text_BD: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        image_BD, text_BD = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (image_BD, text_BD))
         if bias is None:
-            return info_nce(image_BD.float(), text_BD.float(), scale, self._workers)
-        return sigmoid_loss(image_BD.float(), text_BD.float(), scale, bias, self._workers)
+            return info_nce(image_BD, text_BD, scale, self._workers)
+        return sigmoid_loss(image_BD, text_BD, scale, bias, self._workers)
 
     def _grad_norm(self) -> Tensor:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])

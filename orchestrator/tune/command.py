@@ -188,7 +188,7 @@ def run(asked: Asked, plan: Plan, measure: Measure) -> str:
     if asked.only_report:
         trials = read_trials(study)
     else:
-        scheduler = early_stopping([study.flops(setting) for setting in plan.examples]) if asked.stop_early else None
+        scheduler = early_stopping(study.flops(plan.examples)) if asked.stop_early else None
         room = room_for(study.base)
         at_once = asked.at_once or room
         if at_once > room:

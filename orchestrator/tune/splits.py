@@ -28,6 +28,8 @@ SPREAD = 4.0
 SHARES: tuple[Share, ...] = (EQUAL_SPLIT, (1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5))
 # Beyond the extremes of SHARES, for towers that come in coarse steps only.
 REACH = 2.5
+# The text tower's width may be off the image tower's proportion by this share, where its steps allow as much.
+LAG = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +244,8 @@ def _widths(base: ModelConfig, most: float) -> Iterator[tuple[VisionConfig, Text
     text_heads_of = _whole_heads(text.width, text.heads, most + 1)
     for width, heads in heads_of.items():
         in_step = text.width * width / vision.width
-        for text_width in sorted(text_heads_of, key=lambda text_width: abs(text_width - in_step))[:3]:
+        nearest = sorted(text_heads_of, key=lambda text_width: abs(text_width - in_step))[:3]
+        for text_width in [one for one in nearest if abs(one / in_step - 1) <= LAG] or nearest[:1]:
             yield (
                 dataclasses.replace(vision, width=width, heads=heads, layers=[1] * len(vision.layers)),
                 dataclasses.replace(text, width=text_width, heads=text_heads_of[text_width]),

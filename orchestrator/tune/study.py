@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import json
 import math
 import time
@@ -121,23 +120,18 @@ class Study:
             run.save(to_yaml(config), shared.load_manifest(), shared.load_tokenizer())
         return run.load_manifest()
 
-    @functools.cached_property
-    def _manifest(self) -> Manifest:
-        return self._shared().load_manifest()
-
-    def flops(self, setting: Mapping[str, Any]) -> float:
-        """Floating point operations of a whole run of a setting; the study must be prepared."""
-        config = self.config(setting, "counted", 0)
-        steps = total_steps(self._manifest.samples, config)
-        model = repr(config.model)
-        if model not in self._counted:
-            self._counted[model] = count_flops(config.model).training
-        return float(steps * config.train.global_batch * self._counted[model])
-
-    @functools.cached_property
-    def _counted(self) -> dict[str, int]:
-        """Operations of training on a pair, by model."""
-        return {}
+    def flops(self, settings: Iterable[Mapping[str, Any]]) -> list[float]:
+        """Floating point operations of whole trials, one a setting; the study must be prepared."""
+        samples = self._shared().load_manifest().samples
+        of_a_pair: dict[str, int] = {}  # by model: counting takes a tenth of a second
+        found = []
+        for setting in settings:
+            config = self.config(setting, "counted", 0)
+            model = repr(config.model)
+            if model not in of_a_pair:
+                of_a_pair[model] = count_flops(config.model).training
+            found.append(float(total_steps(samples, config) * config.train.global_batch * of_a_pair[model]))
+        return found
 
 
 class _Reporter(ProgressDisplay):

@@ -63,8 +63,7 @@ class Temperature:
 
     def references(self) -> list[Point]:
         model = self._base.model
-        own = {INITIAL: model.init_temperature, LEARNED: True, CLAMP: model.max_logit_scale}
-        return [own | ({BIAS: model.init_logit_bias} if model.objective == "sigmoid" else {})]
+        return [self._settings[0] | ({BIAS: model.init_logit_bias} if model.objective == "sigmoid" else {})]
 
     def setting(self, point: Point) -> dict[str, Any]:
         return dict(point)

@@ -22,6 +22,26 @@ def records(run) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def kill_when(asked: list[str], log, there_is, what: str) -> None:
+    """Start a study and kill its driver, and all that it has started, as soon as there is something.
+
+    `there_is` is told what the study has printed so far.
+    """
+    with log.open("wb") as out:
+        driver = subprocess.Popen(COMMAND + asked, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
+
+    def far_enough():
+        assert driver.poll() is None, log.read_text()[-4000:]
+        return there_is(log.read_text())
+
+    try:
+        wait_until(far_enough, 300, what)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+
+
 @pytest.mark.timeout(900)
 def test_a_killed_study_goes_on_where_it_was(tmp_path):
     recipe = write_data(str(tmp_path / "data"))
@@ -31,21 +51,12 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
     study = tmp_path / "data/runs/temperatures"
     started = ["--study", "temperature", "--base", str(file), "--trials", "4", "--at_once", "1"]
     started += ["--name", "temperatures"]
-    log = tmp_path / "first.log"
-    with log.open("wb") as out:
-        first = subprocess.Popen(COMMAND + started, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
-    try:
 
-        def one_done_another_on_its_way():
-            assert first.poll() is None, log.read_text()[-4000:]
-            # What a trial reports reaches Tune's own records a moment later than the run's folder.
-            return "[1/4]" in log.read_text() and list((study / "trials").glob("001-*/checkpoints/*/complete.json"))
+    def one_done_another_on_its_way(printed):
+        # What a trial reports reaches Tune's own records a moment later than the run's folder.
+        return "[1/4]" in printed and list((study / "trials").glob("001-*/checkpoints/*/complete.json"))
 
-        wait_until(one_done_another_on_its_way, 300, "the second trial's first checkpoint")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+    kill_when(started, tmp_path / "first.log", one_done_another_on_its_way, "the second trial's first checkpoint")
     (done,) = (run for run in (study / "trials").iterdir() if (run / "final/config.json").exists())
     (cut_off,) = (study / "trials").glob("001-*")
     assert done != cut_off
@@ -145,20 +156,11 @@ def test_optuna_s_study_of_options_goes_on_after_a_kill(tmp_path):
     study = tmp_path / "data/runs/tune-options"
     asked = ["--study", "options", "--search", "optuna", "--trials", "4", "--at_once", "2", "--base", str(file)]
     asked += ["--vary", "optim.lr=1e-4..1e-2", "--vary", "model.vision.layers=[1,1,1,1],[2,1,1,1]"]
-    log = tmp_path / "first.log"
-    with log.open("wb") as out:
-        first = subprocess.Popen(COMMAND + asked, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
-    try:
 
-        def one_done_and_tune_knows_it():
-            assert first.poll() is None, log.read_text()[-4000:]
-            return "[1/4]" in log.read_text() and list((study / "trials").glob("002-*/config.yaml"))
+    def one_done_and_tune_knows_it(printed):
+        return "[1/4]" in printed and list((study / "trials").glob("002-*/config.yaml"))
 
-        wait_until(one_done_and_tune_knows_it, 300, "the third trial")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+    kill_when(asked, tmp_path / "first.log", one_done_and_tune_knows_it, "the third trial")
     finished = list((study / "trials").glob("*/zero_shot.json"))
     assert finished
     finished_at = [file.stat().st_mtime_ns for file in finished]
