@@ -180,6 +180,19 @@ def _data_config(deterministic: bool) -> ray.train.DataConfig:
     return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Without Ray's own guard of the workers' reservation.
+
+    That is an actor of each run that outlives all else and asks the dashboard whether the run is still there: without a
+    dashboard it never ends. Ray itself gives the reservation back when the job ends, and a study sees to that of trials
+    which it stops (`tune.reservations`).
+    """
+
+    def _create_default_callbacks(self) -> list:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+
 def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.torch.TorchTrainer:
     train = config.train
     use_gpu = uses_gpu(config)
@@ -189,7 +202,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     filesystem, path = storage.open_location(run.storage_path)
     environment = {} if use_gpu else {"env_vars": CPU_ENVIRONMENT}
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         datasets={"train": dataset},

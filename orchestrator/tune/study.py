@@ -40,6 +40,7 @@ from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, tot
 from orchestrator.tune.population import check_rounds, round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
+from orchestrator.tune.reservations import FreeReservations
 from orchestrator.tune.trial import Trial
 
 # The share of a run's last records that its loss is the mean of: single steps are noisy.
@@ -256,7 +257,7 @@ def run_study(
                 storage_path=folder,
                 storage_filesystem=filesystem,
                 failure_config=tune.FailureConfig(max_failures=max_failures),
-                callbacks=[StudyDisplay(trials)],
+                callbacks=[StudyDisplay(trials), FreeReservations()],
                 verbose=0,
             ),
         )
