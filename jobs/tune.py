@@ -4,6 +4,7 @@ python jobs/tune.py --study temperature --base demo --trials 12
 ray job submit --working-dir . -- python jobs/tune.py --study scaling --base demo --compute 1,2,4 --trials 18
 python jobs/tune.py --study options --vary optim.lr=1e-4..1e-2 --vary train.global_batch=128,256 --trials 18
 python jobs/tune.py --study scaling --search optuna --compute 1,2 --trials 30    # or grid, random, settings
+python jobs/tune.py --study options --search population --vary optim.lr=1e-4..1e-2 --trials 8 --rounds 5
 python jobs/tune.py --resume runs/tune-temperature                               # after a crash, goes on
 python jobs/tune.py --resume runs/tune-temperature --only_report                 # of the trials that there are
 python jobs/tune.py --study temperature --trials 4 --train.max_steps 20          # smoke; any option of a run may follow

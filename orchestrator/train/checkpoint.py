@@ -166,6 +166,36 @@ class CheckpointStore:
             return self.state(step)
         return TrainState()
 
+    def adopt(self, other: CheckpointStore) -> TrainState:
+        """Copy another run's newest checkpoint whose files are all as they were written; its folder is only read.
+
+        It may be repeated. Checkpoints that the other run deletes in the meantime are passed over.
+
+        Returns
+        -------
+        where it stands
+
+        Raises
+        ------
+        CheckpointDamaged : the other run has no checkpoint that is whole
+        """
+        tried: set[int] = set()
+        # Listed anew each time: a run that goes on writes newer ones while it deletes those that are being copied.
+        while untried := [step for step in other.steps() if step not in tried]:
+            step = untried[-1]
+            tried.add(step)
+            try:
+                files = other._listed(step)
+                for name in files:
+                    storage.write_bytes(storage.join(self.uri(step), name), other._read(step, name))
+            except (CheckpointDamaged, storage.MissingObject) as error:
+                print(f"{error}; taking the checkpoint before it", flush=True)
+                continue
+            complete = json.dumps({"format": 1, "files": files}).encode()
+            storage.write_bytes(storage.join(self.uri(step), COMPLETE), complete)
+            return self.state(step)
+        raise CheckpointDamaged(f"{other._uri}: no checkpoint there is whole")
+
     def state(self, step: int) -> TrainState:
         """Where a checkpoint stands; step 0 is the start."""
         if step == 0:

@@ -24,8 +24,7 @@ def connect(config: Config, study: bool = False) -> str:
     Parameters
     ----------
     config : of the run, or what the runs of a study have in common
-    study : runs are trials of a study. A local Ray then has room for the process of a trial, too, and a dashboard: Ray
-        Train asks it whether a run that was stopped from outside is gone, and then gives back what that had reserved
+    study : runs are trials of a study: a local Ray then has room for the process of a trial, too
 
     Returns
     -------
@@ -45,7 +44,7 @@ def connect(config: Config, study: bool = False) -> str:
     needed = config.train.worker_range[0] * config.train.cpus_per_worker + config.data.cpus_per_reader
     needed += TRIAL_CPUS if study else 0
     cpus = max(os.cpu_count() or 1, math.ceil(needed))
-    ray.init(address="local", num_cpus=cpus, include_dashboard=study, **quiet)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     return f"on this machine ({os.cpu_count()} cores)"
 
 

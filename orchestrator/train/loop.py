@@ -59,7 +59,8 @@ class Job:
     run_uri : the run's folder
     manifest : the shards
     tokenizer, transform : saved with the model
-    total_steps : optimiser steps of the whole run
+    total_steps : optimiser steps that the learning rate's schedule is made for
+    last_step : after which the run ends, total_steps or before
     flops : floating point operations of a forward pass of one pair
     board : actor handle of the RunBoard
     rejects : actor handle of the RejectActor
@@ -72,6 +73,7 @@ class Job:
     tokenizer: Tokenizer
     transform: ImageTransform
     total_steps: int
+    last_step: int
     flops: Flops
     board: Any
     rejects: Any
@@ -166,7 +168,7 @@ class _Worker:
     def train(self) -> dict[str, Any]:
         job, train, state = self.job, self.job.config.train, self.state
         outcome, saved_at, skipped, leaving = Outcome(float("nan"), 0.0), state.step, 0, ""
-        while state.step < job.total_steps:
+        while state.step < job.last_step:
             with self.meter.waiting("data"):
                 batch = self.supply.next()
             if batch is None:  # Rejected samples make the data shorter than the manifest says.
@@ -187,7 +189,7 @@ class _Worker:
                 self._skip(outcome, batch, skipped)
             state.step += 1
             state.samples += samples
-            if state.step % train.log_every == 0 or state.step == job.total_steps:
+            if state.step % train.log_every == 0 or state.step == job.last_step:
                 self._record(outcome)
             if (leaving or state.step % train.checkpoint_every == 0) and not skipped:
                 if leaving and self.writer is not None:
@@ -261,8 +263,8 @@ class _Worker:
             **self.meter.read(),
         }
         self.writer.write(record)
-        left_s = (job.total_steps - state.step) * job.config.train.global_batch / max(record["samples_per_s"], 1e-9)
-        job.board.post.remote({**record, "total_steps": job.total_steps, "eta_s": left_s})
+        left_s = (job.last_step - state.step) * job.config.train.global_batch / max(record["samples_per_s"], 1e-9)
+        job.board.post.remote({**record, "total_steps": job.last_step, "eta_s": left_s})
 
     def _checkpoint(self) -> None:
         """Begin to write one; all workers call this at the same step."""

@@ -2,6 +2,7 @@
 
 <storage_path>/<name>/
   config.yaml, manifest.json, tokenizer/     what the run is
+  parent.json                                the run whose checkpoint it began with, if any
   checkpoints/                               where it can go on from
   trace/                                     which samples each step trained on, if train.trace
   metrics.jsonl, tensorboard/, rejects.jsonl what happened

@@ -50,7 +50,9 @@ class TrainingStopped(RuntimeError):
     """The run stopped and trying again would not help; the message says why."""
 
 
-def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressDisplay) -> RunDirectory:
+def pretrain(
+    config: Config, display: Callable[..., ProgressDisplay] = ProgressDisplay, last_step: int = 0
+) -> RunDirectory:
     """Train the model that a configuration describes, or continue the run of its name.
 
     Ray must be initialised.
@@ -59,6 +61,8 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
     ----------
     config : validated
     display : shows how it goes
+    last_step : optimiser step after which the run ends although its learning rate's schedule goes on; 0: that of the
+        schedule
 
     Returns
     -------
@@ -95,7 +99,7 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
     bad = RejectLedger(manifest, config.data.max_reject_share)
     if start.step:
         bad.restore(run.checkpoints.rejects(start.step))
-        print(f"continuing {config.run.name} from step {start.step} of {steps}", flush=True)
+        print(f"continuing {config.run.name} from step {start.step} of {last_step or steps}", flush=True)
     # They live where this process does: the loss of another node must not take them.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     rejects = RejectActor.options(scheduling_strategy=here).remote(bad)  # type: ignore[attr-defined]
@@ -107,6 +111,7 @@ def pretrain(config: Config, display: Callable[..., ProgressDisplay] = ProgressD
         tokenizer=tokenizer,
         transform=image_transform(config),
         total_steps=steps,
+        last_step=last_step or steps,
         flops=count_flops(config.model),
         board=board,
         rejects=rejects,
@@ -175,6 +180,19 @@ def _data_config(deterministic: bool) -> ray.train.DataConfig:
     return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Without Ray's own guard of the workers' reservation.
+
+    That is an actor of each run that outlives all else and asks the dashboard whether the run is still there: without a
+    dashboard it never ends. Ray itself gives the reservation back when the job ends, and a study sees to that of trials
+    which it stops (`tune.reservations`).
+    """
+
+    def _create_default_callbacks(self) -> list:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+
 def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.torch.TorchTrainer:
     train = config.train
     use_gpu = uses_gpu(config)
@@ -184,7 +202,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     filesystem, path = storage.open_location(run.storage_path)
     environment = {} if use_gpu else {"env_vars": CPU_ENVIRONMENT}
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         datasets={"train": dataset},

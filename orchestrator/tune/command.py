@@ -14,6 +14,7 @@ import ray
 from orchestrator import cli, storage
 from orchestrator.config import Config, ConfigError
 from orchestrator.train.cluster import TRIAL_CPUS
+from orchestrator.tune.learning_rate import VARY, LearningRate
 from orchestrator.tune.options import Options
 from orchestrator.tune.plan import SEARCHES, Plan, make_plan
 from orchestrator.tune.question import Question
@@ -26,8 +27,9 @@ STUDIES = ("options", "scaling", "temperature")
 
 
 # What a study that goes on keeps of its command line, besides its question and its trials.
-KEPT = ("compute", "equal", "search", "vary", "stop_early")
+KEPT = ("compute", "equal", "search", "vary", "stop_early", "rounds")
 GOING_ON = ("--resume", "--only_report")
+ROUNDS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Asked:
     Parameters
     ----------
     study : its folder and the configuration that trials change
-    trials : in all
+    trials : in all; of a population, its members
     at_once : trials side by side; 0: as many as the cluster has room for
     compute : budgets of a scaling study, as multiples of the base model's operations
     equal : samples or compute: what the trials of a scaling study have alike
@@ -45,6 +47,7 @@ class Asked:
     vary : of a study of options: `option=a..b` or `option=a,b,c`
     stop_early : trials that fall behind others of the same compute
     only_report : make no trial, only the report of those that there are
+    rounds : of a population, each of which makes a trial of every member; else 1
     """
 
     study: Study
@@ -56,6 +59,7 @@ class Asked:
     vary: tuple[str, ...] = ()
     stop_early: bool = False
     only_report: bool = False
+    rounds: int = 1
 
     def plan(self) -> Plan:
         """What the study asks, and the search that proposes its trials.
@@ -64,12 +68,14 @@ class Asked:
         ------
         ConfigError : it cannot be asked so, or a trial's configuration cannot work
         """
-        return make_plan(self.study, self._question(), self.search, self.trials)
+        return make_plan(self.study, self._question(), self.search, self.trials, self.rounds)
 
     def _question(self) -> Question:
         match self.study.question:
             case "scaling":
                 return Scaling(self.study.base, self.trials, self.compute, self.equal)
+            case "options" if self.search == "population":
+                return LearningRate(self.study.base, self.trials, self.rounds, self.vary)
             case "options":
                 return Options(self.study.base, self.trials, self.vary)
         return Temperature(self.study.base, self.trials)
@@ -98,14 +104,15 @@ def parse(argv: list[str], description: str) -> Asked:
     )
     parser.add_argument("--study", choices=STUDIES, default="temperature")
     parser.add_argument("--base", default=cli.DEFAULT_RECIPE, help="recipe or YAML file that trials change")
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trials", type=int, default=12, help="in all; population: its members")
     parser.add_argument("--compute", default="1,2,4", help="scaling: budgets, as multiples of the base model's")
     parser.add_argument("--equal", choices=("samples", "compute"), default="samples", help="scaling: for all trials")
     parser.add_argument(
         "--search",
         choices=SEARCHES,
-        help="settings: the study's own choice of them; options: optuna where none is named",
+        help="settings: the study's own choice of them; options: optuna where none is named; population: options alone",
     )
+    parser.add_argument("--rounds", type=int, help=f"population: parts of training, {ROUNDS} where none is named")
     parser.add_argument(
         "--vary",
         action="append",
@@ -126,6 +133,14 @@ def parse(argv: list[str], description: str) -> Asked:
         raise ConfigError("--only_report: name the study with --resume FOLDER")
     if known.vary and known.study != "options":
         raise ConfigError(f"--vary {known.vary[0]}: for --study options alone")
+    if known.search == "population":
+        if known.study != "options":
+            raise ConfigError(f"--search population: for --study options {VARY} alone")
+        if known.stop_early:
+            raise ConfigError("--stop_early: in a population the best take the place of the worst; leave it out")
+        known.rounds = ROUNDS if known.rounds is None else known.rounds
+    elif known.rounds is not None:
+        raise ConfigError(f"--rounds {known.rounds}: for --search population alone")
     base = cli.parse(["--config", known.base, *rest], description)
     name = known.name or f"tune-{known.study}"
     uri = storage.join(storage.absolute(base.run.storage_path), name)
@@ -138,6 +153,7 @@ def parse(argv: list[str], description: str) -> Asked:
     return Asked(
         Study(known.study, uri, base), known.trials, known.at_once, compute, known.equal,
         known.search or ("optuna" if known.study == "options" else "settings"), tuple(known.vary), known.stop_early,
+        rounds=1 if known.rounds is None else known.rounds,
     )  # fmt: skip
 
 
@@ -167,7 +183,7 @@ def run(asked: Asked, plan: Plan, measure: Measure) -> str:
     ConfigError : a trial that cannot be made of the data there is, found before the first one starts
     """
     study, question = asked.study, plan.question
-    study.prepare(plan.examples)
+    study.prepare(plan.examples, asked.rounds)
     storage.write_bytes(storage.join(study.uri, "study.json"), asked.to_json())
     if asked.only_report:
         trials = read_trials(study)
@@ -178,7 +194,7 @@ def run(asked: Asked, plan: Plan, measure: Measure) -> str:
         if at_once > room:
             cure = "unless nodes are added, trials may wait for each other's CPUs"
             print(f"--at_once {at_once}: the cluster has room for {room}; {cure}", flush=True)
-        trials = run_study(study, plan.search, asked.trials, measure, at_once, scheduler)
+        trials = run_study(study, plan.search, plan.trials, measure, at_once, scheduler)
     answer = question.answer(trials)
     print("\n".join(answer.sentences), flush=True)
     report = storage.join(study.uri, "report")

@@ -6,14 +6,17 @@ import dataclasses
 import itertools
 from collections.abc import Iterable
 
+from ray.tune.search import Searcher
+
 from orchestrator.config import ConfigError
 from orchestrator.tune.comparison import setting_key
+from orchestrator.tune.population import Population
 from orchestrator.tune.question import Question
 from orchestrator.tune.search import OptunaThenSeeds, Setting, SettingsThenSeeds, searched
 from orchestrator.tune.space import corners, draws, grid
 from orchestrator.tune.study import Study
 
-SEARCHES = ("settings", "grid", "random", "optuna")
+SEARCHES = ("settings", "grid", "random", "optuna", "population")
 # Points that stand for those that a search has yet to find.
 EXAMPLES = 64
 
@@ -27,30 +30,38 @@ class Plan:
     question : that it asks
     search : proposes its trials
     examples : settings that it proposes, or such as it may propose
+    trials : that it proposes in all
     """
 
     question: Question
-    search: SettingsThenSeeds
+    search: Searcher
     examples: list[Setting]
+    trials: int
 
 
-def make_plan(study: Study, question: Question, method: str, trials: int) -> Plan:
+def make_plan(study: Study, question: Question, method: str, trials: int, rounds: int = 1) -> Plan:
     """Choose the search.
 
     Parameters
     ----------
     study : whose configuration the settings change
     question : what to find
-    method : settings (the question's own), or a search of its space: grid, random, or optuna
-    trials : of the study; a third of them are further seeds, or what the question's own settings or the grid leave
+    method : settings (the question's own), a search of its space (grid, random, or optuna), or population (of its own
+        settings, which change on their way)
+    trials : of the study; a third of them are further seeds, or what the question's own settings or the grid leave.
+        Of a population: its members
+    rounds : of a population, each of which makes a trial of every member
 
     Raises
     ------
     ConfigError : fewer trials than the grid has settings, or a setting that cannot be run
     """
     seed = study.base.run.seed
-    search: SettingsThenSeeds
-    if method == "optuna":
+    search: Searcher
+    if method == "population":
+        examples = [*question.settings(), *corners(question.space())]
+        search = Population(question.settings(), question.space(), rounds, seed)
+    elif method == "optuna":
         search = OptunaThenSeeds(
             question.space(), question.setting, question.references(), trials, seed, question.group
         )
@@ -67,7 +78,7 @@ def make_plan(study: Study, question: Question, method: str, trials: int) -> Pla
         search = SettingsThenSeeds(examples, trials, seed, question.group)
     for place, setting in enumerate(examples):
         study.config(setting, f"{place:03d}", seed)
-    return Plan(question, search, examples)
+    return Plan(question, search, examples, trials * rounds)
 
 
 def _proposed(question: Question, method: str, trials: int, seed: int) -> list[Setting]:

@@ -38,7 +38,7 @@ FILES = [
 FIELDS = {
     "name": pa.string(), "seed": pa.int64(), "state": pa.string(), "step": pa.int64(), "samples": pa.int64(),
     "flops": pa.float64(), "loss": pa.float64(), "accuracy": pa.float64(), "seconds": pa.float64(),
-    "run": pa.string(), "error": pa.string(),
+    "run": pa.string(), "error": pa.string(), "parent": pa.string(),
 }  # fmt: skip
 PATHS = pa.schema({"trial": pa.string(), "step": pa.int64(), "loss": pa.float64(), "logit_scale": pa.float64()}.items())
 

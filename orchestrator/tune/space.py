@@ -42,6 +42,12 @@ def contains(space: Space, point: Point) -> bool:
     return all(_holds(domain, point[name]) for name, domain in space.items())
 
 
+def clipped(space: Space, point: Point) -> Point:
+    """The point with each number that lies beyond its range at that end of it."""
+    ends = {name: _ends(domain) for name, domain in space.items()}
+    return {name: min(max(value, ends[name][0]), ends[name][1]) for name, value in point.items()}
+
+
 def values(domain: Domain, count: int) -> list[Any]:
     """Every choice; of a range that many numbers, its ends included, in even steps, of the logarithm where it has one.
 

@@ -31,12 +31,16 @@ from orchestrator.cli import to_yaml
 from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest
 from orchestrator.model.scaling import count_flops
+from orchestrator.train.checkpoint import TrainState
 from orchestrator.train.cluster import TRIAL_CPUS
+from orchestrator.train.inherit import inherit
 from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
+from orchestrator.tune.population import check_rounds, round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
+from orchestrator.tune.reservations import FreeReservations
 from orchestrator.tune.trial import Trial
 
 # The share of a run's last records that its loss is the mean of: single steps are noisy.
@@ -78,27 +82,30 @@ class Study:
         config.validate()
         return config
 
-    def prepare(self, settings: Iterable[Mapping[str, Any]]) -> None:
+    def prepare(self, settings: Iterable[Mapping[str, Any]], rounds: int = 1) -> None:
         """Pin the data and the vocabulary that all trials share, in a folder like a run's. Ray must be initialised.
 
         Parameters
         ----------
         settings : that trials have
+        rounds : that a run is cut into
 
         Raises
         ------
-        ConfigError : a setting whose global batch is larger than all that it trains on
+        ConfigError : a setting whose global batch is larger than all that it trains on, or more rounds than steps
         """
         data = self._shared()
         if not data.started:
             manifest, tokenizer = open_data(self.base, data)
             for setting in settings:
                 config = self.config(setting, "counted", 0)
-                if total_steps(manifest.samples, config) < 1:
+                steps = total_steps(manifest.samples, config)
+                if steps < 1:
                     raise ConfigError(
                         f"train.global_batch={config.train.global_batch}: more than the {manifest.samples} samples of "
                         f"{config.train.epochs} epochs; lower it or add data"
                     )
+                check_rounds(rounds, steps)
             data.save(to_yaml(self.base), manifest, tokenizer)
 
     def _shared(self) -> RunDirectory:
@@ -150,26 +157,33 @@ def run_trial(spec: dict[str, Any], study: Study, measure: Measure) -> None:
 
     Parameters
     ----------
-    spec : setting, name and seed
+    spec : setting, name and seed; of a round of a population also round (from 0), rounds, and the name of its parent,
+        empty in the first
     study : that it belongs to
     measure : URI of a run's folder -> its zero-shot accuracy, in [0, 1], or NaN
     """
     started = time.monotonic()
     config = study.config(spec["setting"], spec["name"], spec["seed"])
     manifest = study.open_run(config)
+    run, parent = RunDirectory(config), spec.get("parent", "")
+    start = inherit(run, storage.join(run.storage_path, parent)) if parent else TrainState()
+    steps = total_steps(manifest.samples, config)
     flops_a_sample = count_flops(config.model).training
 
     def cost(record: Mapping[str, Any]) -> dict[str, Any]:
-        samples = round(record["epoch"] * manifest.samples)
+        samples = round(record["epoch"] * manifest.samples) - start.samples
         known = {key: record[key] for key in ("step", "loss", "logit_scale")}
         return {**known, "samples": samples, "flops": samples * flops_a_sample, "seconds": time.monotonic() - started}
 
     try:
-        run = pretrain(config, partial(_Reporter, cost=cost))
+        pretrain(config, partial(_Reporter, cost=cost), round_end(steps, spec.get("round", 0), spec.get("rounds", 1)))
     except TrainingStopped as error:  # Tune would try again, which does not help.
         tune.report({"finished": True, "error": str(error), "loss": math.nan, "accuracy": math.nan})
         return
-    records = [json.loads(line) for line in storage.read_bytes(run.path("metrics.jsonl")).decode().splitlines()]
+    lines = storage.read_bytes(run.path("metrics.jsonl")).decode().splitlines()
+    records = list(map(json.loads, lines))
+    # Its own alone; bad samples may have made the data so short that it has none.
+    records = [record for record in records if record["step"] > start.step] or records
     last = records[-max(1, round(LAST * len(records))) :]
     loss = sum(record["loss"] for record in last) / len(last)
     ended = {**cost(records[-1]), "loss": loss, "accuracy": measure(run.uri), "eta_s": 0.0, "finished": True}
@@ -207,7 +221,7 @@ def run_study(
     Parameters
     ----------
     study : prepared
-    search : proposes {setting, name, seed}
+    search : proposes {setting, name, seed}, or what else run_trial knows
     trials : in all
     measure : as of run_trial
     at_once : trials that run side by side
@@ -243,7 +257,7 @@ def run_study(
                 storage_path=folder,
                 storage_filesystem=filesystem,
                 failure_config=tune.FailureConfig(max_failures=max_failures),
-                callbacks=[StudyDisplay(trials)],
+                callbacks=[StudyDisplay(trials), FreeReservations()],
                 verbose=0,
             ),
         )
@@ -298,4 +312,5 @@ def trial_of(
         path=[(int(row["step"]), float(row["loss"]), float(row["logit_scale"])) for row in path],
         run=f"trials/{spec['name']}",
         error=error,
+        parent=spec.get("parent", ""),
     )

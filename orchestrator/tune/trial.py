@@ -17,14 +17,16 @@ class Trial:
     setting : option of the configuration -> the value that this trial gives it, as {"model.init_temperature": 0.07}
     seed : of weights, order, crops and captions
     state : done (to its end), stopped (early, by the scheduler), failed, or running (what is known so far)
-    step, samples : optimiser steps, and image-text pairs trained on
-    flops : floating point operations of that training, forward and backward
+    step : optimiser steps, those of its parents too
+    samples : image-text pairs that it trained on itself
+    flops : floating point operations of its training, forward and backward
     loss : mean over the last tenth of its steps; NaN: none yet
     accuracy : zero-shot top-1, mean over the evaluation sets, in [0, 1]; NaN: not measured
     seconds : since it started, over all its attempts
     path : (step, loss, logit scale) on the way
     run : URI of its folder
     error : why it failed
+    parent : name of the trial whose newest checkpoint it began with; empty: it began anew
     """
 
     name: str
@@ -40,3 +42,4 @@ class Trial:
     path: list[tuple[int, float, float]] = field(default_factory=list)
     run: str = ""
     error: str = ""
+    parent: str = ""

@@ -10,6 +10,8 @@ from orchestrator.tune import command
 
 OPTIONS = ["--study", "options", "--vary", "optim.lr=1e-4..1e-2"]
 
+POPULATION = [*OPTIONS, "--search", "population"]
+
 
 def parse(tmp_path, *words: str) -> command.Asked:
     data = ["--data.train", "shards/{0..3}.tar", "--optim.lr", "7e-4", "--run.storage_path", str(tmp_path)]
@@ -26,6 +28,14 @@ def parse(tmp_path, *words: str) -> command.Asked:
         ([*OPTIONS, "--search", "grid", "--trials", "3"], "--trials 3: the grid has 4 settings"),
         ([*OPTIONS, "--trials", "1"], "--trials 1"),
         (["--search", "random", "--trials", "3"], "--trials 3"),
+        (["--search", "population"], "--search population: for --study options --vary optim.lr=1e-4..1e-2 alone"),
+        ([*OPTIONS, "--rounds", "3"], "--rounds 3: for --search population alone"),
+        ([*POPULATION, "--stop_early"], "--stop_early: in a population"),
+        ([*POPULATION, "--rounds", "1"], "--rounds 1: at least 2"),
+        ([*POPULATION, "--rounds", "0"], "--rounds 0: at least 2"),
+        ([*POPULATION, "--trials", "2"], "--trials 2: a population needs"),
+        ([*POPULATION, "--vary", "optim.weight_decay=0.1..1"], "optim.weight_decay as --vary gives it"),
+        (["--study", "options", "--search", "population", "--vary", "optim.lr=0..1e-2"], "optim.lr=0.0: above 0"),
         (["--study", "scaling", "--search", "optuna", "--compute", "1,2", "--trials", "3"], "--trials 3"),
     ],
 )
@@ -42,10 +52,12 @@ def test_what_cannot_be_asked_is_named(words, named, tmp_path):
         ([*OPTIONS, "--search", "grid"], "grid"),
         ([], "settings"),
         (["--search", "random"], "random"),
+        ([*POPULATION, "--rounds", "3"], "population"),
     ],
 )
 def test_a_study_goes_on_as_it_was_asked_for(words, search, tmp_path):
-    asked = parse(tmp_path, *words, "--trials", "9", "--stop_early", "--name", "mine")
+    words = words if "population" in words else [*words, "--stop_early"]
+    asked = parse(tmp_path, *words, "--trials", "9", "--name", "mine")
     assert asked.search == search
     with pytest.raises(ConfigError, match="there is no study"):
         command.parse(["--resume", f"{tmp_path}/mine"], "")
