@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from ray.tune.search.sample import Categorical
 
 from orchestrator.config import Config, ConfigError
-from orchestrator.tune import drawing, plots
+from orchestrator.report import drawing
+from orchestrator.report.wording import number
+from orchestrator.tune import plots
 from orchestrator.tune.comparison import score
 from orchestrator.tune.population import FEWEST
 from orchestrator.tune.recipe import recipe
@@ -19,7 +21,6 @@ from orchestrator.tune.report import Answer
 from orchestrator.tune.space import Point, Space, values
 from orchestrator.tune.trial import Trial
 from orchestrator.tune.vary import parse_space
-from orchestrator.tune.wording import number
 
 LR = "optim.lr"
 VARY = f"--vary {LR}=1e-4..1e-2"
