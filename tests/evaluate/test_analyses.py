@@ -56,7 +56,7 @@ def test_a_class_that_training_lacks_is_never_chosen():
     dataset = EvaluationSet("mine", NAMES, ["{c}"], [])
     probing = Probing(dataset, features(80, 2, classes=4), features(50, 4))
     found = probing.full()
-    assert found["score"]["value"] <= 0.8
+    assert 0.4 < found["score"]["value"] <= 0.8
 
 
 def test_few_shots_up_to_all_examples_and_what_zero_shot_is_worth():
@@ -87,8 +87,11 @@ def test_intervals_are_exact_for_accuracy_and_bootstrapped_for_others():
 
 
 def test_class_rows_are_scikit_learns_confusions():
-    rows = measure.class_rows(SCORES, LABEL, NAMES)
-    matrix = confusion_matrix(LABEL, SCORES.argmax(axis=1), labels=range(5))
+    # Mostly right: what a class is taken for otherwise is not itself.
+    scores = SCORES + 1.5 * np.eye(5)[LABEL]
+    rows = measure.class_rows(scores, LABEL, NAMES)
+    matrix = confusion_matrix(LABEL, scores.argmax(axis=1), labels=range(5))
+    assert (matrix.argmax(axis=1) == range(5)).all()
     for place, row in enumerate(rows):
         assert row["samples"] == matrix[place].sum()
         assert row["accuracy"] == pytest.approx(matrix[place, place] / matrix[place].sum())

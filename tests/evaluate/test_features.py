@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
@@ -141,6 +142,12 @@ def test_captions_and_labels_of_many_come_back(tmp_path):
     assert split.folder.read().label.sum(axis=1).tolist() == [2] * 24
 
 
+def npy(values):
+    out = io.BytesIO()
+    np.save(out, np.array(values))
+    return out.getvalue()
+
+
 BROKEN = b"\xff\xd8\xff no picture"
 
 
@@ -151,6 +158,8 @@ BROKEN = b"\xff\xd8\xff no picture"
         ("", {"cls": b"0"}, r"missing_image"),
         ("", {"jpg": BROKEN, "cls": b"99"}, r"label 99 is not a place in classnames\.txt \(0 to 11\)"),
         ("multilabel", {"jpg": BROKEN, "cls": b"1"}, r"label 1 is not a 0 or a 1 for each of the 12 lines"),
+        ("multilabel", {"jpg": BROKEN, "npy": npy([2] * 12)}, r"label of shape \(12,\) is not a 0 or a 1 for each"),
+        ("multilabel", {"jpg": BROKEN, "npy": npy([1])}, r"label of shape \(1,\) is not a 0 or a 1 for each"),
         ("retrieval", {"jpg": BROKEN, "cls": b"1"}, r"missing_caption no \.txt member"),
     ],
 )
