@@ -248,17 +248,10 @@ def expand(patterns: str | list[str]) -> list[str]:
     ------
     NothingMatches : a glob matches nothing. A name without a glob is not looked up
     """
-    found: dict[str, None] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for uri in _expand_braces(pattern):
-            matches = _expand_glob(uri) if re.search(r"[*?\[]", uri) else [uri]
-            if not matches:
-                raise NothingMatches(f"{pattern}: matches no object; look at the spelling and at what the folder holds")
-            found.update(dict.fromkeys(matches))
-    return list(found)
+    return _expand(patterns, _expand_glob, "object")
 
 
-def expand_folders(patterns: str | list[str]) -> list[str]:
+def expand_folders(patterns: list[str]) -> list[str]:
     """Expand braces and globs (*, ?, [...]) of folders' names.
 
     Returns
@@ -269,12 +262,16 @@ def expand_folders(patterns: str | list[str]) -> list[str]:
     ------
     NothingMatches : a glob matches no folder. A name without a glob is not looked up
     """
+    return _expand([pattern.rstrip("/") for pattern in patterns], _folders, "folder")
+
+
+def _expand(patterns: str | list[str], matching: Callable[[str], list[str]], what: str) -> list[str]:
     found: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for uri in _expand_braces(pattern.rstrip("/")):
-            matches = _folders(uri)
+        for uri in _expand_braces(pattern):
+            matches = matching(uri) if re.search(r"[*?\[]", uri) else [uri]
             if not matches:
-                raise NothingMatches(f"{pattern}: matches no folder; look at the spelling and at what there is")
+                raise NothingMatches(f"{pattern}: matches no {what}; look at the spelling and at what the folder holds")
             found.update(dict.fromkeys(matches))
     return list(found)
 

@@ -6,7 +6,7 @@ Sources: Radford et al. 2021, sections 3.1 (zero-shot, few-shot) and 3.2, A.3 (l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,17 @@ WAYS = "picture to text", "text to picture"
 HELD_OUT = 5
 
 
-def zero_shot_scores(embedder: Embedder, dataset: EvaluationSet, features: Features) -> dict[str, np.ndarray]:
-    """Cosine similarities (N, C) by wording: the bare name, one template, all templates."""
-    wordings = {BARE: ["{c}"], ONE: dataset.templates[:1], ENSEMBLE: dataset.templates}
+def zero_shot_scores(
+    embedder: Embedder, dataset: EvaluationSet, features: Features, templates: Sequence[str]
+) -> np.ndarray:
+    """Cosine similarities (N, C) of pictures and the classes' prompt ensembles."""
     image_ND = torch.from_numpy(np.array(features.embedding_ND))
-    return {
-        wording: (image_ND @ zero_shot_classifier(embedder, dataset.class_names, templates).T).numpy()
-        for wording, templates in wordings.items()
-    }
+    return (image_ND @ zero_shot_classifier(embedder, dataset.class_names, templates).T).numpy()
+
+
+def ensemble_score(result: Mapping[str, Any]) -> float:
+    """The zero-shot score of the prompt ensemble in a set's result."""
+    return result["zero_shot"]["wordings"][ENSEMBLE]["score"]["value"]
 
 
 def zero_shot(embedder: Embedder, dataset: EvaluationSet, features: Features) -> tuple[dict[str, Any], pa.Table | None]:
@@ -50,7 +53,10 @@ def zero_shot(embedder: Embedder, dataset: EvaluationSet, features: Features) ->
     """
     metric = metric_of(dataset.name, dataset.kind)
     assert features.label is not None
-    scores = zero_shot_scores(embedder, dataset, features)
+    wordings = {BARE: ["{c}"], ONE: dataset.templates[:1], ENSEMBLE: dataset.templates}
+    scores = {
+        wording: zero_shot_scores(embedder, dataset, features, templates) for wording, templates in wordings.items()
+    }
     result: dict[str, Any] = {"metric": metric, "wordings": {}}
     single = dataset.kind == "classification"
     for wording, scores_NC in scores.items():

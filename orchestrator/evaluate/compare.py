@@ -181,12 +181,8 @@ def _robustness(uri: str, results: Results) -> list[Part]:
         rows.append(row)
     write_csv(storage.join(uri, "robustness.csv"), rows)
     both = [as_pair(one) for by_title in counts.values() for one in by_title.values()]
-    every = [(pair.standard.accuracy, pair.shifted.accuracy) for pair in both]
-    line = None
-    inside = all(0 < share < 1 for point in every for share in point)
-    inside = all(0 < share < 1 for point in every for share in point)
-    if len(results) > 2 and len({x for x, _ in every}) > 1 and inside:
-        line = baseline(*np.array(every).T)
+    x, y = np.array([[count.inner_accuracy for count in pair] for pair in both]).T
+    line = baseline(x, y) if len(results) > 2 and np.ptp(x) > 0 else None
     return [
         Text("Natural distribution shift", "heading"),
         Text(

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.special import logit
 
-from orchestrator.evaluate.analyses import ENSEMBLE
+from orchestrator.evaluate.analyses import ensemble_score
+from orchestrator.evaluate.shift import as_pair
 from orchestrator.report import drawing
 from orchestrator.report.drawing import PALETTE, QUIET, drawable
 from orchestrator.statistics.power_law import PowerLaw
 
 Sets = Mapping[str, Mapping[str, Any]]
-
-
-def _ensemble(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    return result["zero_shot"]["wordings"][ENSEMBLE]["score"]
 
 
 def wordings(sets: Sets) -> Figure | None:
@@ -60,7 +57,7 @@ def few_shot(name: str, result: Mapping[str, Any]) -> Figure | None:
         found["shots"], 100 * y_S, label="linear probe, mean over draws and its 95% interval", **drawing.style_of(0)
     )
     axes.fill_between(found["shots"], *(100 * ends_S2.T), color=PALETTE[0], alpha=0.2, linewidth=0)
-    axes.axhline(100 * _ensemble(result)["value"], color=PALETTE[1], linestyle="--", label="zero-shot, prompt ensemble")
+    axes.axhline(100 * ensemble_score(result), color=PALETTE[1], linestyle="--", label="zero-shot, prompt ensemble")
     axes.axhline(
         100 * result["probe"]["score"]["value"], color=QUIET, linestyle=":", label="linear probe, all examples"
     )
@@ -77,7 +74,7 @@ def headroom(sets: Sets) -> Figure | None:
         return None
     figure, axes = drawing.new("Zero-shot against full supervision", "linear probe (%)", "zero-shot, ensemble (%)")
     for name, result in shown.items():
-        x, y = 100 * result["probe"]["score"]["value"], 100 * _ensemble(result)["value"]
+        x, y = 100 * result["probe"]["score"]["value"], 100 * ensemble_score(result)
         axes.plot(x, y, "o", color=PALETTE[0])
         axes.annotate(drawable(name, 24), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.plot([0, 100], [0, 100], color=QUIET, linestyle="--", label="equal")
@@ -95,10 +92,7 @@ def robustness(
     line : slope and intercept of a line through all marks in logits; None: not drawn
     """
     points = {
-        model: [
-            tuple((one[side]["hits"] + 0.5) / (one[side]["samples"] + 1) for side in ("standard", "shifted"))
-            for one in pairs.values()
-        ]
+        model: [tuple(count.inner_accuracy for count in as_pair(one)) for one in pairs.values()]
         for model, pairs in models.items()
         if pairs
     }
@@ -107,9 +101,6 @@ def robustness(
     figure, axes = drawing.new(
         "Robustness to natural distribution shift", "accuracy without the shift (%)", "under the shift (%)"
     )
-
-    def logit(share: Any) -> Any:
-        return np.log(share / (1 - share))
 
     for place, (model, pairs) in enumerate(points.items()):
         x, y = np.array(pairs).T
@@ -122,10 +113,10 @@ def robustness(
     ticks = [
         share
         for share in (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-        if ends[0] <= math.log(share / (1 - share)) <= ends[1]
+        if ends[0] <= logit(share) <= ends[1]
     ]
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks([math.log(share / (1 - share)) for share in ticks], [f"{100 * share:g}" for share in ticks])
+        axis.set_ticks(logit(ticks), [f"{100 * share:g}" for share in ticks])
     return drawing.finish(figure, axes)
 
 

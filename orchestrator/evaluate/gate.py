@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator import storage
-from orchestrator.evaluate.analyses import ENSEMBLE, WAYS
+from orchestrator.evaluate.analyses import WAYS, ensemble_score
 
 Gate = dict[str, dict[str, float]]
 SCORES = ("zero-shot", "probe", *WAYS)
@@ -53,7 +53,7 @@ def read_gate(uri: str, names: Sequence[str]) -> Gate:
 def score_of(result: Mapping[str, Any], score: str) -> float | None:
     """A set's score by its name here; None where it was not measured."""
     if score == "zero-shot":
-        return result["zero_shot"]["wordings"][ENSEMBLE]["score"]["value"] if "zero_shot" in result else None
+        return ensemble_score(result) if "zero_shot" in result else None
     if score == "probe":
         return result["probe"]["score"]["value"] if "probe" in result else None
     return result["retrieval"][score]["recall@1"]["value"] if "retrieval" in result else None

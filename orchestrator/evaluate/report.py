@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator import storage
 from orchestrator.evaluate import figures
-from orchestrator.evaluate.analyses import BARE, ENSEMBLE, ONE, WAYS
+from orchestrator.evaluate.analyses import BARE, ENSEMBLE, ONE, WAYS, ensemble_score
 from orchestrator.evaluate.few_shot import headroom
 from orchestrator.evaluate.reference import released_scores
 from orchestrator.evaluate.robustness import Count
@@ -90,7 +90,7 @@ def class_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
 def few_shot_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
     """One row a set and number of shots."""
     return [
-        {"set": name, "shots": shots, **_score("probe", score), "zero-shot": _zero_shot(one)}
+        {"set": name, "shots": shots, **_score("probe", score), "zero-shot": ensemble_score(one)}
         for name, one in sets.items()
         if "few_shot" in one
         for shots, score in zip(one["few_shot"]["shots"], one["few_shot"]["curve"], strict=True)
@@ -119,10 +119,6 @@ def percent(score: Mapping[str, Any]) -> str:
 def _score(name: str, score: Mapping[str, Any]) -> dict[str, Any]:
     low, high = score["interval"]
     return {name: score["value"], f"{name} low": low, f"{name} high": high}
-
-
-def _zero_shot(result: Mapping[str, Any]) -> float:
-    return result["zero_shot"]["wordings"][ENSEMBLE]["score"]["value"]
 
 
 def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
@@ -184,7 +180,7 @@ def _retrieval_line(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _headroom(sets: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    pairs = [(one["probe"]["score"]["value"], _zero_shot(one)) for one in sets.values() if "probe" in one]
+    pairs = [(one["probe"]["score"]["value"], ensemble_score(one)) for one in sets.values() if "probe" in one]
     if len(pairs) < 2:
         return []
     try:

@@ -237,9 +237,7 @@ def summary_line(result: Mapping[str, Any]) -> str:
         ways = analyses.WAYS
         found += [f"{way} {result['retrieval'][way]['recall@1']['value']:.1%} recall@1" for way in ways]
     if "zero_shot" in result:
-        zero_shot = result["zero_shot"]
-        score = zero_shot["wordings"][analyses.ENSEMBLE]["score"]["value"]
-        found.append(f"zero-shot {score:.1%} {zero_shot['metric']}")
+        found.append(f"zero-shot {analyses.ensemble_score(result):.1%} {result['zero_shot']['metric']}")
     if "probe" in result:
         found.append(f"probe {result['probe']['score']['value']:.1%}")
     return ", ".join([*found, *result["notes"]])
@@ -258,8 +256,7 @@ def _probe(options: Options, job: Job, features: Any, result: dict[str, Any], de
     result["probe"] = probing.full()
     if "few-shot" in SUITES[options.suite]:
         found = probing.few(options.shots, options.repeats)
-        score = result["zero_shot"]["wordings"][analyses.ENSEMBLE]["score"]["value"]
-        result["few_shot"] = analyses.few_shot_result(found, result["probe"], score)
+        result["few_shot"] = analyses.few_shot_result(found, result["probe"], analyses.ensemble_score(result))
 
 
 def _json(value: Any) -> bytes:

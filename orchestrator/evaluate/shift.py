@@ -80,7 +80,7 @@ def count_pair(
     found: dict[str, Any] = {"classes": len(shared)}
     for side, (dataset, features), place in zip(("standard", "shifted"), (standard, shifted), places, strict=True):
         assert features.label is not None
-        scores_NC = analyses.zero_shot_scores(embedder, dataset, features)[analyses.ENSEMBLE]
+        scores_NC = analyses.zero_shot_scores(embedder, dataset, features, dataset.templates)
         kept_NC, label_N = restrict(scores_NC, features.label, [place[name] for name in shared])
         hits = int(np.rint(top_k_hits(kept_NC, label_N, [1]).sum()))
         found[side] = Count(hits, len(label_N))._asdict()

@@ -140,3 +140,9 @@ def test_overlap_against_scipy():
     assert overlap(correct, np.zeros(110, bool)).greater == 1
     with pytest.raises(ValueError, match="one clean at least"):
         overlap(correct, np.ones(110, bool))
+
+
+def test_a_model_that_is_never_wrong_has_a_place_on_logit_axes():
+    assert Count(10, 10).accuracy == 1 and Count(10, 10).inner_accuracy == pytest.approx(10.5 / 11)
+    assert Count(0, 10).inner_accuracy == pytest.approx(0.5 / 11)
+    assert np.isfinite(logit([Count(10, 10).inner_accuracy, Count(0, 10).inner_accuracy])).all()

@@ -49,6 +49,16 @@ def opened(root: str, model: str, features: str) -> Split:
     return Split(dataset, feature_folder(features, Embedder(model).fingerprint, dataset, "test"))
 
 
+def embedded(folder) -> tuple[str, Split]:
+    """A tiny model and a set that it has embedded."""
+    model, root = str(folder / "model"), str(folder / "set")
+    save_tiny(model)
+    write_classes(root)
+    split = opened(root, model, str(folder / "features"))
+    embed_all(model, split)
+    return model, split
+
+
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_features_and_embeddings_are_the_towers(tmp_path, kind):
     model, root = str(tmp_path / "model"), str(tmp_path / "set")
@@ -80,11 +90,7 @@ def test_features_and_embeddings_are_the_towers(tmp_path, kind):
 
 
 def test_what_is_there_is_not_computed_again(tmp_path):
-    model, root = str(tmp_path / "model"), str(tmp_path / "set")
-    save_tiny(model)
-    write_classes(root)
-    split = opened(root, model, str(tmp_path / "features"))
-    embed_all(model, split)
+    model, split = embedded(tmp_path)
     whole = split.folder.read()
     # As if it had been cut off: no end mark, and a part is missing.
     storage.delete_file(f"{split.folder.uri}/complete.json")
@@ -113,11 +119,7 @@ def test_features_of_another_model_other_data_or_another_transform_lie_elsewhere
 
 
 def test_a_damaged_part_is_named(tmp_path):
-    model, root = str(tmp_path / "model"), str(tmp_path / "set")
-    save_tiny(model)
-    write_classes(root)
-    split = opened(root, model, str(tmp_path / "features"))
-    embed_all(model, split)
+    _, split = embedded(tmp_path)
     part = f"{split.folder.uri}/{split.folder.parts()[0].file}"
     storage.write_bytes(part, b"no Parquet")
     with pytest.raises(EvaluationSetError, match=r"set made: .*00000-.*parquet: .*delete the folder"):
