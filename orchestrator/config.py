@@ -177,6 +177,8 @@ class TrainConfig:
     epochs : passes over the training data
     max_steps : optimiser steps at most; 0: as many as the epochs hold
     global_batch : image-text pairs a step, over all workers, whatever their number
+    half_resolution : share of the steps, from the first on, that train on pictures of half the side (squares of four
+        pixels averaged), for which the image tower's part of a step costs a quarter; in [0, 1)
     micro_batch : pairs that a worker passes through the towers at once; its part of the global batch is embedded first,
         then gradients are made chunk by chunk, equal to those of the whole. 0: all at once
     num_workers : training processes; a range such as 2..8 starts with what the cluster has room for and grows and
@@ -211,6 +213,7 @@ class TrainConfig:
     epochs: int = 32
     max_steps: int = 0
     global_batch: int = 32768
+    half_resolution: float = 0.0
     micro_batch: int = 0
     num_workers: int | str = 1
     resize_every_s: float = 60.0
@@ -365,6 +368,18 @@ def _check_model(config: Config) -> None:
         _require(vocab >= 514, "tokenizer.vocab_size", vocab, "at least 514: 2 x 256 byte symbols and 2 specials")
 
 
+def _check_half_resolution(config: Config) -> None:
+    share, model = config.train.half_resolution, config.model
+    _require(0 <= share < 1, "train.half_resolution", share, "a share of the steps, in [0, 1)")
+    smallest = 32 if model.vision.kind == "resnet" else model.vision.patch_size
+    _require(
+        not share or model.image_size % (2 * smallest) == 0,
+        "train.half_resolution",
+        share,
+        f"half of model.image_size={model.image_size} is no multiple of {smallest}; take 0, or another size",
+    )
+
+
 def _check_data(config: Config) -> None:
     data = config.data
     _require(
@@ -388,6 +403,7 @@ def _check_training(config: Config) -> None:
         train.global_batch,
         f"at least 2 for each of train.num_workers={train.num_workers}",
     )
+    _check_half_resolution(config)
     _require(train.micro_batch >= 0, "train.micro_batch", train.micro_batch, "0 (all at once) or more")
     _require(
         train.parallel == "ddp" or train.precision != "pure_bf16",

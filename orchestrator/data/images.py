@@ -110,7 +110,7 @@ class ImageTransform:
             scale = self._decode(source, side / R)
             box = (left * scale, top * scale, (left + side) * scale, (top + side) * scale)
             square = np.empty((3, R, R), np.uint8) if out is None else out
-            resize_bicubic(_to_rgb(source.image), box, (R, R), (0, 0), square)
+            resize_bicubic(to_rgb(source.image), box, (R, R), (0, 0), square)
             if source.orientation != 1:
                 upright = _orient(Image.fromarray(square.transpose(1, 2, 0)), source.orientation)
                 square[:] = np.asarray(upright).transpose(2, 0, 1)
@@ -143,7 +143,7 @@ class ImageTransform:
             corner = (round((size[0] - R) / 2), round((size[1] - R) / 2))
             scale = self._decode(source, short / R)
             whole = (0, 0, width * scale, height * scale)
-            upright = _orient(_to_rgb(source.image), source.orientation)
+            upright = _orient(to_rgb(source.image), source.orientation)
             return resize_bicubic(upright, whole, size, corner, np.empty((3, R, R), np.uint8))
 
     def _decode(self, source: _Source, ratio: float) -> float:
@@ -264,7 +264,7 @@ def _orient(image: Image.Image, orientation: int) -> Image.Image:
     return image if orientation == 1 else image.transpose(_ORIENT[orientation])
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any colour mode -> RGB of 8 bits, transparency over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

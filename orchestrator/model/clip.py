@@ -56,7 +56,7 @@ class CLIP(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def encode_image(self, image_B3RR: Tensor) -> Tensor:
-        """Unit-length image embeddings (B, D) of normalised pictures (B, 3, R, R)."""
+        """Unit-length image embeddings (B, D) of normalised pictures (B, 3, R, R), or of half that side."""
         return F.normalize(self.visual(image_B3RR), dim=-1)
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Position embeddings of an image tower at another resolution."""
+"""Position embeddings of an image tower at another resolution.
+
+Shapes: P positions, the first one before a square grid of the others, C channels.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,26 @@ def resize_image_positions(tensors: Mapping[str, Tensor], wanted: Mapping[str, T
         if name in fitted and name in wanted and len(fitted[name]) != len(wanted[name]):
             fitted[name] = _resize(fitted[name], math.isqrt(len(wanted[name]) - 1))
     return fitted
+
+
+def positions_for(count: int, embedding_PC: Tensor) -> Tensor:
+    """An image tower's position embeddings for pictures of the whole side, or of half of it.
+
+    Parameters
+    ----------
+    count : positions that the pictures have, the first one included
+    embedding_PC : learned for the whole side
+
+    Returns
+    -------
+    (count, C): the embeddings themselves, or the mean of each square of four
+    """
+    if count == len(embedding_PC):
+        return embedding_PC
+    first_1C, grid_PC = embedding_PC[:1], embedding_PC[1:]
+    side = math.isqrt(len(grid_PC))
+    half_1Css = F.avg_pool2d(grid_PC.T.unflatten(1, (side, side))[None], 2)
+    return torch.cat([first_1C, half_1Css[0].flatten(1).T])
 
 
 def _resize(embedding_PC: Tensor, side: int) -> Tensor:

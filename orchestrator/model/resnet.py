@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.model.attention import attend_from_one
+from orchestrator.model.positions import positions_for
 from orchestrator.model.recompute import recomputed
 
 EXPANSION = 4
@@ -82,7 +83,8 @@ class AttentionPool(nn.Module):
 
     def forward(self, x_BCss: Tensor) -> Tensor:
         x_BPC = x_BCss.flatten(2).transpose(1, 2)
-        x_BPC = torch.cat([x_BPC.mean(dim=1, keepdim=True), x_BPC], dim=1) + self.positional_embedding
+        x_BPC = torch.cat([x_BPC.mean(dim=1, keepdim=True), x_BPC], dim=1)
+        x_BPC = x_BPC + positions_for(x_BPC.shape[1], self.positional_embedding)
         key, value = ((part.weight, part.bias) for part in (self.k_proj, self.v_proj))
         return self.c_proj(attend_from_one(self.q_proj(x_BPC[:, 0]), x_BPC, self.heads, key, value))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.model.positions import positions_for
 from orchestrator.model.transformer import Transformer
 
 
@@ -44,7 +45,8 @@ class VisionTransformer(nn.Module):
         kernel_W3ss = self.conv1.weight
         patch_BPW = F.linear(patches(image_B3RR, kernel_W3ss.shape[-1]), kernel_W3ss.permute(0, 2, 3, 1).flatten(1))
         class_B1W = self.class_embedding.to(patch_BPW.dtype).expand(patch_BPW.shape[0], 1, -1)
-        x_BTW = torch.cat([class_B1W, patch_BPW], dim=1) + self.positional_embedding
+        x_BTW = torch.cat([class_B1W, patch_BPW], dim=1)
+        x_BTW = x_BTW + positions_for(x_BTW.shape[1], self.positional_embedding)
         class_B = torch.zeros(len(x_BTW), dtype=torch.long, device=x_BTW.device)  # the class token's place
         return self.ln_post(self.transformer(self.ln_pre(x_BTW), class_B))
 

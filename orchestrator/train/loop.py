@@ -30,7 +30,6 @@ from orchestrator.data.rejects import RejectLimitExceeded
 from orchestrator.inference.model_directory import save_model
 from orchestrator.model.clip import CLIP
 from orchestrator.model.compiler import missing_for_compile
-from orchestrator.model.scaling import Flops
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.checkpoint import CheckpointStore, Snapshot, TrainState, restore_tensors, snapshot_tensors
 from orchestrator.train.checkpoint_writer import CheckpointWriter
@@ -39,6 +38,7 @@ from orchestrator.train.metrics import MetricsWriter
 from orchestrator.train.optim import learning_rate, make_optimizer
 from orchestrator.train.parallel import share_gradients
 from orchestrator.train.preemption import PreemptionNotice
+from orchestrator.train.resolution import Resolutions
 from orchestrator.train.start import load_start
 from orchestrator.train.step import Outcome, Step, page_locked
 from orchestrator.train.supply import Supply
@@ -61,7 +61,7 @@ class Job:
     tokenizer, transform : saved with the model
     total_steps : optimiser steps that the learning rate's schedule is made for
     last_step : after which the run ends, total_steps or before
-    flops : floating point operations of a forward pass of one pair
+    resolutions : of its steps, and what they cost
     board : actor handle of the RunBoard
     rejects : actor handle of the RejectActor
     card : text of the model card
@@ -74,7 +74,7 @@ class Job:
     transform: ImageTransform
     total_steps: int
     last_step: int
-    flops: Flops
+    resolutions: Resolutions
     board: Any
     rejects: Any
     card: str
@@ -141,7 +141,7 @@ class _Worker:
         self.notice = PreemptionNotice()
         if self.rank == 0:
             job.board.placed.remote(self.world_size)
-        self.meter = Meter(job.flops, config.model.text.context_length, self.world_size, self.device)
+        self.meter = Meter(config.model.text.context_length, self.world_size, self.device)
 
     def _patiently(self, action: Callable[[], Any]) -> Any:
         return storage.patiently(action, self.job.config.run.storage_patience_s)
@@ -179,11 +179,12 @@ class _Worker:
             if ask:
                 leaving = self.notice.ask() or leaving
             rate = learning_rate(state.step, job.total_steps, job.config.optim)
-            outcome = self.step(batch, rate, self._chunks(samples))
+            halved = job.resolutions.halved(state.step)
+            outcome = self.step(batch, rate, self._chunks(samples), halved)
             self.mine.add(batch[SAMPLE])
             if train.trace:
                 self.trace.append((state.step, batch[SAMPLE].tolist()))
-            self.meter.add(samples, positions(batch))
+            self.meter.add(samples, positions(batch), job.resolutions.flops(state.step))
             skipped = 0 if outcome.finite else skipped + 1
             if skipped:
                 self._skip(outcome, batch, skipped)
@@ -263,7 +264,9 @@ class _Worker:
             **self.meter.read(),
         }
         self.writer.write(record)
-        left_s = (job.last_step - state.step) * job.config.train.global_batch / max(record["samples_per_s"], 1e-9)
+        # At the rate of the newest step; steps of another resolution take time in proportion to their operations.
+        now, left = job.resolutions.flops(state.step - 1), job.resolutions.training(state.step, job.last_step)
+        left_s = left / now.training * job.config.train.global_batch / max(record["samples_per_s"], 1e-9)
         job.board.post.remote({**record, "total_steps": job.last_step, "eta_s": left_s})
 
     def _checkpoint(self) -> None:

@@ -33,14 +33,13 @@ class Meter:
 
     Parameters
     ----------
-    flops : of a forward pass of one pair, with all of the text tower's positions
-    context_length : how many these are
+    context_length : positions of the text tower
     devices : that share the work
     device : this worker's
     """
 
-    def __init__(self, flops: Flops, context_length: int, devices: int, device: torch.device):
-        self._image_flops, self._flops_a_position = flops.image, flops.text / context_length
+    def __init__(self, context_length: int, devices: int, device: torch.device):
+        self._context_length = context_length
         self._device = device
         peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self._peak_flops = peak and peak * devices
@@ -64,11 +63,18 @@ class Meter:
         else:
             self._spent_s[what] += waited_s
 
-    def add(self, samples: int, positions: int) -> None:
-        """Count a step's samples, over all workers, with texts of up to so many positions."""
+    def add(self, samples: int, positions: int, flops: Flops) -> None:
+        """Count a step.
+
+        Parameters
+        ----------
+        samples : over all workers
+        positions : of the longest text
+        flops : of a forward pass of one pair, with all of the text tower's positions
+        """
         self._samples += samples
         # The backward pass does twice the work of the forward pass.
-        self._flops += 3 * samples * (self._image_flops + positions * self._flops_a_position)
+        self._flops += 3 * samples * (flops.image + flops.text * positions / self._context_length)
 
     def read(self) -> dict[str, float]:
         """Since the last reading: samples_per_s; data_wait and checkpoint_stall as shares of the time; flops, FLOP/s of

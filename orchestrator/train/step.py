@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from orchestrator.config import Config
 from orchestrator.data.batch import IMAGE, TOKENS, Columns, count, take
@@ -74,7 +76,7 @@ class Step:
             device.type, dtype=torch.bfloat16, enabled=uses_bf16(config.train.precision, device)
         )
 
-    def __call__(self, batch: Columns, learning_rate: float, chunks: int = 1) -> Outcome:
+    def __call__(self, batch: Columns, learning_rate: float, chunks: int = 1, halved: bool = False) -> Outcome:
         """Train on this worker's part of the global batch.
 
         Parameters
@@ -82,12 +84,14 @@ class Step:
         batch : not empty
         learning_rate : of this step
         chunks : parts in which it passes through the towers; the same on all workers
+        halved : whether pictures are brought to half their side first; the same on all workers
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         parts = list(_parts(batch, chunks))
-        loss = cached_backward(self._embed, parts, self._objective, self._shared.accumulating, self._model)
+        embed = partial(self._embed, halved=halved)
+        loss = cached_backward(embed, parts, self._objective, self._shared.accumulating, self._model)
         self._shared.finish()
         grad_norm = self._grad_norm()
         outcome = Outcome(float(loss), float(grad_norm))
@@ -99,12 +103,14 @@ class Step:
             self._model.clamp_logit_scale()
         return outcome
 
-    def _embed(self, chunk: Columns) -> Any:
+    def _embed(self, chunk: Columns, halved: bool) -> Any:
         # The batch is held until the loss is read: memory that is still being copied from is not given away.
         image_B3RR, tokens_BT = (
             torch.from_numpy(chunk[name]).to(self._device, non_blocking=True) for name in (IMAGE, TOKENS)
         )
         pixels_B3RR = normalize_pixels(image_B3RR, self._transform.mean, self._transform.std)
+        if halved:
+            pixels_B3RR = F.avg_pool2d(pixels_B3RR, 2)
         with self._autocast:
             return self._shared.towers(pixels_B3RR, tokens_BT)
 

@@ -23,12 +23,12 @@ from orchestrator.data.manifest import Manifest, Shard, inspect_shard
 from orchestrator.data.pipeline import image_transform, make_dataset
 from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
-from orchestrator.model.scaling import count_flops
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.cluster import explain_waiting, uses_gpu
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
 from orchestrator.train.progress import ProgressDisplay, RunBoard
+from orchestrator.train.resolution import Resolutions
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.start import check_start
 from orchestrator.train.trackers import check_trackers
@@ -112,7 +112,7 @@ def pretrain(
         transform=image_transform(config),
         total_steps=steps,
         last_step=last_step or steps,
-        flops=count_flops(config.model),
+        resolutions=Resolutions.of(config, steps),
         board=board,
         rejects=rejects,
         card=model_card(config, manifest),

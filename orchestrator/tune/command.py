@@ -142,6 +142,9 @@ def parse(argv: list[str], description: str) -> Asked:
     elif known.rounds is not None:
         raise ConfigError(f"--rounds {known.rounds}: for --search population alone")
     base = cli.parse(["--config", known.base, *rest], description)
+    if known.study == "scaling" and base.train.half_resolution:
+        print("train.half_resolution=0: a budget counts whole pictures, and not every size can be halved", flush=True)
+        base.train.half_resolution = 0.0
     name = known.name or f"tune-{known.study}"
     uri = storage.join(storage.absolute(base.run.storage_path), name)
     if storage.exists(storage.join(uri, "study.json")):

@@ -30,11 +30,11 @@ from orchestrator import storage
 from orchestrator.cli import to_yaml
 from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest
-from orchestrator.model.scaling import count_flops
 from orchestrator.train.checkpoint import TrainState
 from orchestrator.train.cluster import TRIAL_CPUS
 from orchestrator.train.inherit import inherit
 from orchestrator.train.progress import ProgressDisplay
+from orchestrator.train.resolution import Resolutions
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
 from orchestrator.tune.population import check_rounds, round_end
@@ -124,14 +124,15 @@ class Study:
     def flops(self, settings: Iterable[Mapping[str, Any]]) -> list[float]:
         """Floating point operations of whole trials, one a setting; the study must be prepared."""
         samples = self._shared().load_manifest().samples
-        of_a_pair: dict[str, int] = {}  # by model: counting takes a tenth of a second
+        counted: dict[tuple[Any, ...], int] = {}  # counting takes a tenth of a second
         found = []
         for setting in settings:
             config = self.config(setting, "counted", 0)
-            model = repr(config.model)
-            if model not in of_a_pair:
-                of_a_pair[model] = count_flops(config.model).training
-            found.append(float(total_steps(samples, config) * config.train.global_batch * of_a_pair[model]))
+            steps = total_steps(samples, config)
+            key = repr(config.model), config.train.half_resolution, steps
+            if key not in counted:
+                counted[key] = Resolutions.of(config, steps).training(0, steps)
+            found.append(float(config.train.global_batch * counted[key]))
         return found
 
 
@@ -168,12 +169,13 @@ def run_trial(spec: dict[str, Any], study: Study, measure: Measure) -> None:
     run, parent = RunDirectory(config), spec.get("parent", "")
     start = inherit(run, storage.join(run.storage_path, parent)) if parent else TrainState()
     steps = total_steps(manifest.samples, config)
-    flops_a_sample = count_flops(config.model).training
+    resolutions = Resolutions.of(config, steps)
 
     def cost(record: Mapping[str, Any]) -> dict[str, Any]:
-        samples = round(record["epoch"] * manifest.samples) - start.samples
+        samples, steps_made = round(record["epoch"] * manifest.samples) - start.samples, record["step"] - start.step
+        flops = samples * resolutions.training(start.step, record["step"]) / max(1, steps_made)
         known = {key: record[key] for key in ("step", "loss", "logit_scale")}
-        return {**known, "samples": samples, "flops": samples * flops_a_sample, "seconds": time.monotonic() - started}
+        return {**known, "samples": samples, "flops": flops, "seconds": time.monotonic() - started}
 
     try:
         pretrain(config, partial(_Reporter, cost=cost), round_end(steps, spec.get("round", 0), spec.get("rounds", 1)))

@@ -296,7 +296,8 @@ def test_a_deterministic_run_stopped_in_mid_epoch_ends_with_the_same_weights(tmp
     fields = yaml.safe_load(data.read_text())
     # The larger of the models whose results depend on the order of sums.
     fields["model"]["vision"] = {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 8}
-    fields["train"].update(epochs=1)
+    fields["model"]["image_size"] = 64
+    fields["train"].update(epochs=1, half_resolution=0.6)
     weights = {}
     for name in ("whole", "stopped"):
         root, log = tmp_path / name, tmp_path / f"{name}.log"
@@ -316,5 +317,16 @@ def test_a_deterministic_run_stopped_in_mid_epoch_ends_with_the_same_weights(tmp
                 driver.kill()
         weights[name] = load_file(root / "runs/exact/final/model.safetensors")
     assert "continuing exact from step" in (tmp_path / "stopped.log").read_text()
+    check_halved_steps_cost_less(tmp_path / "whole/runs/exact/metrics.jsonl")
     for name, tensor in weights["whole"].items():
         assert torch.equal(tensor, weights["stopped"][name]), name
+
+
+def check_halved_steps_cost_less(metrics):
+    """What is recorded of a step's operations falls under half of the whole pictures', then rises above it."""
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    of_a_sample = [record["flops"] / record["samples_per_s"] for record in records]
+    switch = round(0.6 * records[-1]["step"])
+    early = [cost for cost, record in zip(of_a_sample, records, strict=True) if record["step"] <= switch]
+    late = [cost for cost, before in zip(of_a_sample[1:], records, strict=False) if before["step"] >= switch]
+    assert early and late and max(early) < min(late) / 2

@@ -10,9 +10,10 @@ from orchestrator.train.meter import Meter, peak_flops
 
 
 def test_texts_count_up_to_the_last_position():
-    meter = Meter(Flops(image=1000, text=770), 77, 1, torch.device("cpu"))
-    meter.add(8, 30)
-    meter.add(4, 77)
+    meter = Meter(77, 1, torch.device("cpu"))
+    flops = Flops(image=1000, text=770)
+    meter.add(8, 30, flops)
+    meter.add(4, 77, flops)
     read = meter.read()
     expected = 3 * (8 * (1000 + 300) + 4 * (1000 + 770))
     assert read["flops"] / read["samples_per_s"] == pytest.approx(expected / 12)
