@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench cluster cluster-down autoscale-demo clean
 
 demo: $(VENV)/demo.stamp  ## environment, real data, pretraining on Ray, zero-shot table
 	$(BIN)/python jobs/pretrain.py --config demo
@@ -24,6 +24,15 @@ bench: $(VENV)/bench.stamp  ## each prints a table of this project beside a peer
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/evaluate.py
+
+cluster: $(VENV)/demo.stamp  ## a Ray cluster of several nodes on this machine, which come and go with the work
+	$(BIN)/python -m cluster.local up
+
+cluster-down:
+	$(BIN)/python -m cluster.local down
+
+autoscale-demo: $(VENV)/demo.stamp  ## a run that grows over such nodes, loses one, and ends; drawn over time
+	$(BIN)/python -m cluster.local.demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -178,6 +179,9 @@ class _Worker:
             samples, ask = self._sum(count([batch]), self.rank == 0 and self.notice.due())
             if ask:
                 leaving = self.notice.ask() or leaving
+                (stopping,) = self._sum(self.rank == 0 and ray.get(job.board.stopping.remote()))
+                if stopping:
+                    return self._stop(saved_at)
             rate = learning_rate(state.step, job.total_steps, job.config.optim)
             halved = job.resolutions.halved(state.step)
             outcome = self.step(batch, rate, self._chunks(samples), halved)
@@ -205,6 +209,17 @@ class _Worker:
             self._patiently(self.writer.close)
         self._save_model()
         return {"step": state.step, "loss": outcome.loss, "left_out": self.supply.left_out}
+
+    def _stop(self, saved_at: int) -> dict[str, Any]:
+        """Somebody asked the run to end: what has been trained is kept, the batch at hand will be read again."""
+        if saved_at != self.state.step:
+            self._checkpoint()
+        if self.writer is not None:
+            self.checkpoints.finish()
+            self._patiently(self.writer.close)
+        return {
+            "error": f"stopped on request after step {self.state.step}, with a checkpoint; the same command goes on"
+        }
 
     def _chunks(self, samples: int) -> int:
         """As many on every worker, though one may have a sample more."""
@@ -254,6 +269,8 @@ class _Worker:
         state, job = self.state, self.job
         record = {
             "step": state.step,
+            "time": time.time(),
+            "workers": self.world_size,
             "epoch": state.samples / job.manifest.samples,
             "loss": outcome.loss,
             "logit_scale": float(self.model.logit_scale.detach().exp()),

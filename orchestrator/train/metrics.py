@@ -53,7 +53,7 @@ class MetricsWriter:
     def write(self, record: dict[str, Any]) -> None:
         self._lines.append(json.dumps(record))
         for key, value in record.items():
-            if key != "step":
+            if key not in ("step", "time"):  # TensorBoard notes both itself
                 self._board.add_scalar(key, value, record["step"])
         self._tell(lambda tracker: tracker.log(record))
 

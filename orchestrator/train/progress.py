@@ -20,6 +20,7 @@ class RunBoard:
         self._messages: list[str] = []
         self._start, self._starts, self._workers = 0, 0, 0
         self._rolled_back: set[int] = set()
+        self._stopping = False
 
     def begin(self, step: int) -> None:
         """A group of workers is about to start, from the checkpoint of this step."""
@@ -33,6 +34,15 @@ class RunBoard:
     def placed(self, workers: int) -> None:
         """The workers have started."""
         self._workers = workers
+
+    def stop(self) -> bool:
+        """Ask the run to end with a checkpoint; whether there are workers that can."""
+        self._stopping = True
+        return self._workers > 0
+
+    def stopping(self) -> bool:
+        """Whether the run has been asked to end."""
+        return self._stopping
 
     def post(self, record: dict[str, Any]) -> None:
         self._record = record

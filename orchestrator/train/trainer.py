@@ -31,6 +31,7 @@ from orchestrator.train.progress import ProgressDisplay, RunBoard
 from orchestrator.train.resolution import Resolutions
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.start import check_start
+from orchestrator.train.stop import ends_with_a_checkpoint
 from orchestrator.train.trackers import check_trackers
 
 # Captions that a vocabulary is trained on, at most: more do not change it.
@@ -118,7 +119,7 @@ def pretrain(
         card=model_card(config, manifest),
     )
     trainer = _trainer(config, run, job, partial(_remaining_data, job, run))
-    with display(board, partial(explain_waiting, config)):
+    with display(board, partial(explain_waiting, config)), ends_with_a_checkpoint(board):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:

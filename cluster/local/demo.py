@@ -1,0 +1,146 @@
+"""A pretraining run on a cluster that grows with it, loses a node, and shrinks once the run has ended.
+
+python -m cluster.local.demo                  # the demo's data; minutes on two cores; draws runs/autoscale/timeline.png
+
+A head without CPUs; a job submitted to it that trains on one to three nodes; nodes come; one is killed and replaced;
+the run ends with a model; the nodes leave. Every node is a group of processes on this machine: it shows how Ray's
+autoscaler and an elastic run work together, not how fast several machines are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+from ray.job_submission import JobSubmissionClient
+
+from cluster.local.cluster import ClusterError, LocalCluster, Settings
+from cluster.local.processes import wait_until
+from cluster.local.timeline import Timeline, trainers
+from orchestrator import storage
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = Settings(name="autoscale", cpus_per_node=2.0, max_nodes=3, idle_s=12.0, dashboard_port=0)
+# A node of two CPUs holds one trainer and one reading task.
+ELASTIC = (
+    "--train.num_workers", "1..3", "--train.cpus_per_worker", "1.5", "--data.cpus_per_reader", "0.5",
+    "--train.resize_every_s", "3", "--train.max_failures", "20", "--train.torch_threads", "1",
+)  # fmt: skip
+OPTIONS = (
+    "--config", "demo", "--run.name", "autoscale", "--train.max_steps", "160", "--train.checkpoint_every", "10",
+    "--train.log_every", "5",
+)  # fmt: skip
+
+
+def grow_and_shrink(
+    cluster: LocalCluster, options: Sequence[str], run_uri: str, folder: Path, patience_s: float = 300.0
+) -> Timeline:
+    """Submit an elastic run, wait for its nodes, kill one, wait for the end and for the nodes to leave.
+
+    Parameters
+    ----------
+    cluster : that is up, with room for three nodes
+    options : of jobs/pretrain.py
+    run_uri : the run's folder
+    folder : for timeline.csv and timeline.png
+    patience_s : for each thing that is waited for
+
+    Raises
+    ------
+    ClusterError : something did not happen in time, or the job failed; the message ends with the job's log
+    """
+    with Timeline(cluster) as timeline:
+        job = Job(cluster, options)
+        timeline.happened("job submitted")
+
+        def wait_for(condition: Callable[[], bool], what: str) -> None:
+            def reached_or_over() -> bool:
+                return condition() or job.status() in ("FAILED", "STOPPED")
+
+            if not wait_until(reached_or_over, patience_s) or not condition():
+                raise ClusterError(f"{what}: not within {patience_s:.0f} s; the job's log ends:\n{job.log()[-4000:]}")
+            timeline.happened(what)
+
+        wait_for(lambda: timeline.now == (3, 3), "trains on 3 nodes")
+        before = {process.pid for process in cluster.nodes()}
+        _kill_a_node(cluster)
+        timeline.happened("a node is killed")
+        wait_for(lambda: timeline.now[1] < 3, "its trainer is gone")
+        wait_for(lambda: timeline.now == (3, 3) and {p.pid for p in cluster.nodes()} != before, "replaced")
+        wait_for(lambda: job.status() == "SUCCEEDED", "run ended")
+        wait_for(lambda: timeline.now[0] == 0, "nodes have left")
+        print(job.log()[-1500:])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "timeline.csv").write_text(timeline.to_csv(run_uri))
+    (folder / "timeline.png").write_bytes(timeline.draw(run_uri))
+    return timeline
+
+
+def _kill_a_node(cluster: LocalCluster) -> None:
+    """The whole of one that trains, at once: what the loss of a machine looks like to the others."""
+    above = {parent.pid for parent in trainers(cluster)[0].parents()}
+    node = next(node for node in cluster.nodes() if node.pid in above)
+    for process in [node, *node.children(recursive=True)]:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+class Job:
+    """A job that was submitted as a user submits it.
+
+    Parameters
+    ----------
+    cluster : that it runs on
+    options : of jobs/pretrain.py
+
+    Raises
+    ------
+    ClusterError : it was not taken
+    """
+
+    def __init__(self, cluster: LocalCluster, options: Sequence[str]):
+        entrypoint = [sys.executable, "jobs/pretrain.py", *options]
+        command = ["ray", "job", "submit", "--no-wait", "--working-dir", str(ROOT), "--", *entrypoint]
+        command[0] = str(Path(sys.executable).with_name("ray"))
+        environment = {**os.environ, **cluster.environment}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        found = re.search(r"raysubmit_\w+", done.stdout)
+        if done.returncode or found is None:
+            raise ClusterError(f"the job was not taken: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        self.id, self.client = found.group(), JobSubmissionClient(cluster.dashboard, headers=cluster.headers())
+
+    def status(self) -> str:
+        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+        return self.client.get_job_status(self.id).value
+
+    def log(self) -> str:
+        return self.client.get_job_logs(self.id)
+
+
+def main() -> None:
+    folder = Path("runs/autoscale").absolute()
+    if storage.exists(str(folder / "final")):
+        raise ClusterError(f"{folder} holds a finished run; remove it first")
+    cluster = LocalCluster.start(SETTINGS)
+    try:
+        options = [*OPTIONS, *ELASTIC, "--run.storage_path", str(folder.parent)]
+        grow_and_shrink(cluster, options, str(folder), folder)
+    finally:
+        cluster.stop()
+    print(f"picture   {folder / 'timeline.png'}\ndata      {folder / 'timeline.csv'}\nmodel     {folder / 'final'}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))
+    try:
+        main()
+    except ClusterError as error:
+        sys.exit(f"error: {error}")
