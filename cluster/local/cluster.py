@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from cluster.local.nodes import HEAD_ID, HEAD_TYPE, INSTANCE_ID, NODE_TYPE
+from cluster.local.nodes import HEAD_ID, HEAD_TYPE, INSTANCE_ID, NODE_TYPE, READY
 from cluster.local.processes import MARK, end, free_port, is_taken, marked, tail, wait_until
 
 START_S = 90.0
@@ -175,7 +175,11 @@ class LocalCluster:
             head = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
-        if not wait_until(lambda: head.poll() is not None or self.is_up, START_S) or head.poll() is not None:
+
+        def works() -> bool:
+            return (self.scratch / READY).exists() and self.is_up
+
+        if not wait_until(lambda: head.poll() is not None or works(), START_S) or head.poll() is not None:
             raise ClusterError(f"Ray did not start; its log ends:\n{tail(log)}")
 
     def autoscaling(self) -> dict[str, Any]:

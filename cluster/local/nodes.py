@@ -17,6 +17,7 @@ from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND, TAG_RAY_USER_
 
 from cluster.local.processes import end, free_port, tree
 
+READY = "autoscaler-ready"
 HEAD_ID = "head"
 HEAD_TYPE = "head"
 # By these Ray tells which node of its own an instance of the provider has become.
@@ -41,6 +42,8 @@ class LocalNodes(NodeProvider):
             HEAD_ID: {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: HEAD_TYPE}
         }
         self._processes: dict[str, subprocess.Popen] = {}
+        # Whoever starts the cluster waits for it: the autoscaler works.
+        (Path(provider_config["folder"]) / READY).touch()
 
     def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
         """Ids of the nodes that live and have these tags; one whose processes are gone is none any more."""
