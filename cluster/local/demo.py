@@ -38,48 +38,56 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def grow_and_shrink(
-    cluster: LocalCluster, options: Sequence[str], run_uri: str, folder: Path, patience_s: float = 300.0
-) -> Timeline:
-    """Submit an elastic run, wait for its nodes, kill one, wait for the end and for the nodes to leave.
+def lose_a_node(timeline: Timeline, job: Job, patience_s: float = 300.0) -> None:
+    """Wait until an elastic run trains on three nodes, kill one, and wait until it trains on three again.
 
     Parameters
     ----------
-    cluster : that is up, with room for three nodes
-    options : of jobs/pretrain.py
-    run_uri : the run's folder
-    folder : for timeline.csv and timeline.png
+    timeline : of the cluster, which has room for three nodes
+    job : the run's
     patience_s : for each thing that is waited for
 
     Raises
     ------
-    ClusterError : something did not happen in time, or the job failed; the message ends with the job's log
+    ClusterError : something did not happen in time, or the job ended; the message ends with the job's log
     """
-    with Timeline(cluster) as timeline:
-        job = Job(cluster, options)
-        timeline.happened("job submitted")
+    cluster = timeline.cluster
+    said = 0
 
-        def wait_for(condition: Callable[[], bool], what: str) -> None:
-            def reached_or_over() -> bool:
-                return condition() or job.status() in ("FAILED", "STOPPED")
+    def trains_on_three() -> bool:
+        return timeline.now == (3, 3) and "  3 workers  " in job.log()[said:]
 
-            if not wait_until(reached_or_over, patience_s) or not condition():
-                raise ClusterError(f"{what}: not within {patience_s:.0f} s; the job's log ends:\n{job.log()[-4000:]}")
-            timeline.happened(what)
+    wait_for(timeline, job, trains_on_three, "trains on 3 nodes", patience_s)
+    before = {process.pid for process in cluster.nodes()}
+    _kill_a_node(cluster)
+    timeline.happened("a node is killed")
+    wait_for(timeline, job, lambda: timeline.now[1] < 3, "its trainer is gone", patience_s)
+    said = len(job.log())
+    wait_for(timeline, job, trains_on_three, "trains on 3 nodes again", patience_s)
+    if {process.pid for process in cluster.nodes()} == before:
+        raise ClusterError("the node was not replaced")
 
-        wait_for(lambda: timeline.now == (3, 3), "trains on 3 nodes")
-        before = {process.pid for process in cluster.nodes()}
-        _kill_a_node(cluster)
-        timeline.happened("a node is killed")
-        wait_for(lambda: timeline.now[1] < 3, "its trainer is gone")
-        wait_for(lambda: timeline.now == (3, 3) and {p.pid for p in cluster.nodes()} != before, "replaced")
-        wait_for(lambda: job.status() == "SUCCEEDED", "run ended")
-        wait_for(lambda: timeline.now[0] == 0, "nodes have left")
-        print(job.log()[-1500:])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "timeline.csv").write_text(timeline.to_csv(run_uri))
-    (folder / "timeline.png").write_bytes(timeline.draw(run_uri))
-    return timeline
+
+def see_the_end(timeline: Timeline, job: Job, patience_s: float = 600.0) -> None:
+    """Wait until the run has ended well and the nodes have left.
+
+    Raises
+    ------
+    ClusterError : as of `lose_a_node`
+    """
+    wait_for(timeline, job, lambda: job.status() == "SUCCEEDED", "run ended", patience_s)
+    wait_for(timeline, job, lambda: timeline.now[0] == 0, "nodes have left", patience_s)
+
+
+def wait_for(timeline: Timeline, job: Job, condition: Callable[[], bool], what: str, patience_s: float) -> None:
+    """Wait for something to happen and note it."""
+
+    def happened_or_over() -> bool:
+        return condition() or job.status() in ("FAILED", "STOPPED")
+
+    if not wait_until(happened_or_over, patience_s) or not condition():
+        raise ClusterError(f"{what}: not within {patience_s:.0f} s; the job's log ends:\n{job.log()[-4000:]}")
+    timeline.happened(what)
 
 
 def _kill_a_node(cluster: LocalCluster) -> None:
@@ -131,10 +139,15 @@ def main() -> None:
         raise ClusterError(f"{folder} holds a finished run; remove it first")
     cluster = LocalCluster.start(SETTINGS)
     try:
-        options = [*OPTIONS, *ELASTIC, "--run.storage_path", str(folder.parent)]
-        grow_and_shrink(cluster, options, str(folder), folder)
+        with Timeline(cluster) as timeline:
+            job = Job(cluster, [*OPTIONS, *ELASTIC, "--run.storage_path", str(folder.parent)])
+            timeline.happened("job submitted")
+            lose_a_node(timeline, job)
+            see_the_end(timeline, job)
+            print(job.log()[-1500:])
     finally:
         cluster.stop()
+    timeline.write(str(folder), folder)
     print(f"picture   {folder / 'timeline.png'}\ndata      {folder / 'timeline.csv'}\nmodel     {folder / 'final'}")
 
 

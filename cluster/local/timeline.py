@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
@@ -57,6 +58,12 @@ class Timeline:
     def now(self) -> tuple[int, int]:
         """Nodes and training processes at the last look."""
         return self.points[-1][1:] if self.points else (0, 0)
+
+    def write(self, run_uri: str, folder: Path) -> None:
+        """timeline.csv and timeline.png, with the speed that the run has recorded."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "timeline.csv").write_text(self.to_csv(run_uri))
+        (folder / "timeline.png").write_bytes(self.draw(run_uri))
 
     def to_csv(self, run_uri: str) -> str:
         """seconds, nodes, trainers, images a second of the newest record of the run; a line a look."""

@@ -71,12 +71,13 @@ def progress_line(record: dict[str, Any]) -> str:
 
     Parameters
     ----------
-    record : step, total_steps, epoch, loss, logit_scale, samples_per_s, data_wait (share, 0 to 1), eta_s
+    record : step, total_steps, epoch, loss, logit_scale, samples_per_s, workers, data_wait (share, 0 to 1), eta_s
     """
     eta = int(record["eta_s"])
     return (
         f"step {record['step']}/{record['total_steps']}  epoch {record['epoch']:.2f}  loss {record['loss']:.3f}  "
         f"scale {record['logit_scale']:.1f}  {record['samples_per_s']:,.0f} samples/s  "
+        f"{record['workers']} worker{'s' if record['workers'] > 1 else ''}  "
         f"data wait {record['data_wait']:.0%}  ETA {eta // 3600}:{eta % 3600 // 60:02d}:{eta % 60:02d}"
     )
 
