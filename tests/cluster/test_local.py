@@ -13,7 +13,6 @@ import pytest
 from ray_cluster import wait_until
 
 from cluster.local.cluster import ClusterError, LocalCluster, Settings, find
-from cluster.local.processes import marked
 
 SMALL = {"dashboard_port": 0, "object_store_mb": 100}
 
@@ -55,10 +54,10 @@ def test_up_says_what_to_do_next_asks_for_the_token_and_down_leaves_nothing():
         assert again.returncode == 1 and "cluster mine runs already" in again.stderr
         assert "0 nodes of at most 3" in command("status", "--name", "mine").stdout
         scratch = cluster.scratch
-        assert scratch.exists() and marked(cluster.mark)
+        assert scratch.exists() and cluster.processes()
     finally:
         down = command("down", "--name", "mine")
-    assert down.returncode == 0 and not marked(cluster.mark) and not scratch.exists()
+    assert down.returncode == 0 and not cluster.processes() and not scratch.exists()
     assert "no cluster mine" in command("down", "--name", "mine").stdout
 
 
@@ -67,23 +66,23 @@ def test_what_a_crash_leaves_is_cleaned_up_and_another_cluster_stays():
     try:
         crashed = LocalCluster.start(Settings(name="crashed", auth="disabled", min_nodes=1, **SMALL))
         wait_until(lambda: len(crashed.nodes()) == 1, 60, "a node")
-        commands = {process: " ".join(process.cmdline()) for process in marked(crashed.mark)}
+        commands = {process: " ".join(process.cmdline()) for process in crashed.processes()}
         for process, words in commands.items():
             if "--head" in words or "gcs_server" in words or "monitor.py" in words:
                 process.kill()
         wait_until(lambda: not crashed.is_up, 30, "the head's death")
-        assert marked(crashed.mark), "nothing was left to clean up"
+        assert crashed.processes(), "nothing was left to clean up"
         status = command("status", "--name", "crashed")
         assert status.returncode == 1 and "does not answer" in status.stderr
         anew = LocalCluster.start(Settings(name="crashed", auth="disabled", **SMALL))
         try:
-            assert not marked(crashed.mark) and not crashed.scratch.exists() and anew.is_up
+            assert not crashed.processes() and not crashed.scratch.exists() and anew.is_up
         finally:
             anew.stop()
-        assert other.is_up and not marked(anew.mark)
+        assert other.is_up and not anew.processes()
     finally:
         other.stop()
-    assert not marked(other.mark)
+    assert not other.processes()
 
 
 def test_a_port_that_is_taken_is_named_before_anything_starts():
@@ -98,11 +97,11 @@ def test_a_port_that_is_taken_is_named_before_anything_starts():
 
 def test_an_autoscaler_that_does_not_start_leaves_nothing_and_says_why(monkeypatch):
     monkeypatch.setattr(LocalCluster, "autoscaling", lambda self: {"cluster_name": "broken"})
-    marks: list[str] = []
-    monkeypatch.setattr(LocalCluster, "_remember", lambda self: marks.append(self.mark))
+    started: list[LocalCluster] = []
+    monkeypatch.setattr(LocalCluster, "_remember", started.append)
     with pytest.raises(ClusterError, match=r"Ray did not start; its log ends:(?s:.)*monitor"):
         LocalCluster.start(Settings(name="mine", auth="disabled", **SMALL))
-    assert marks and not marked(marks[0])
+    assert started and not started[0].processes()
 
 
 @pytest.mark.parametrize(
