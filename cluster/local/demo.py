@@ -63,7 +63,7 @@ def grow_and_shrink(
 
         def wait_for(condition: Callable[[], bool], what: str) -> None:
             def reached_or_over() -> bool:
-                return condition() or job.status() in ("FAILED", "STOPPED")
+                return condition() or job.status() in ("SUCCEEDED", "FAILED", "STOPPED")
 
             if not wait_until(reached_or_over, patience_s) or not condition():
                 raise ClusterError(f"{what}: not within {patience_s:.0f} s; the job's log ends:\n{job.log()[-4000:]}")
@@ -110,9 +110,10 @@ class Job:
 
     def __init__(self, cluster: LocalCluster, options: Sequence[str]):
         entrypoint = [sys.executable, "jobs/pretrain.py", *options]
+        commit = submission.commit()
         command = [
             str(Path(sys.executable).with_name("ray")), "job", "submit", "--no-wait", "--working-dir", str(ROOT),
-            "--metadata-json", json.dumps({"commit": submission.commit()}), "--", *entrypoint,
+            *(["--metadata-json", json.dumps({"commit": commit})] if commit else []), "--", *entrypoint,
         ]  # fmt: skip
         environment = {**os.environ, **cluster.environment}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

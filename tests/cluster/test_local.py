@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import http.client
+import os
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +15,7 @@ import urllib.request
 
 import psutil
 import pytest
-from ray_cluster import wait_until
+from ray_cluster import RAY, REPOSITORY, wait_until
 
 from cluster.local.cluster import ClusterError, LocalCluster, Settings, find
 
@@ -117,3 +122,54 @@ def test_an_autoscaler_that_does_not_start_leaves_nothing_and_says_why(monkeypat
 def test_settings_that_cannot_work_are_refused(setting, message):
     with pytest.raises(ClusterError, match=message):
         LocalCluster.start(Settings(**setting))
+
+
+def test_ports_beyond_the_dashboard_ask_for_the_token_and_a_job_takes_along_code_alone(tmp_path):
+    work = tmp_path / "work"
+    for kept in ("jobs/pretrain.py", "orchestrator/recipes/demo.yaml"):
+        (work / kept).parent.mkdir(parents=True, exist_ok=True)
+        (work / kept).write_text("")
+    for left in (
+        "runs/demo/checkpoints/step/x",
+        ".data/x",
+        ".venv/bin/x",
+        ".git/x",
+        "a.tar",
+        "b/c.parquet",
+        "m.safetensors",
+    ):
+        (work / left).parent.mkdir(parents=True, exist_ok=True)
+        (work / left).write_text("")
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(REPOSITORY / name, work / name)
+    cluster = LocalCluster.start(Settings(name="mine", **SMALL))
+    try:
+        # Agents take jobs, too, and listen on the machine's address.
+        answers = set()
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == "LISTEN" and connection.pid in {process.pid for process in cluster.processes()}:
+                answers.add(
+                    answer_of(f"http://{connection.laddr.ip}:{connection.laddr.port}/api/job_agent/jobs/x/logs")
+                )
+        assert 401 in answers and not any(200 <= answer < 300 for answer in answers), answers
+        listing = "import pathlib; print([str(p) for p in pathlib.Path('.').rglob('*') if p.is_file()])"
+        done = subprocess.run(
+            [RAY, "job", "submit", f"--working-dir={work}", "--", sys.executable, "-c", shlex.quote(listing)],
+            env={**os.environ, **cluster.environment}, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        cluster.stop()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (arrived,) = (set(ast.literal_eval(line)) for line in done.stdout.splitlines() if line.startswith("['"))
+    assert arrived - {".gitignore", ".rayignore"} == {"jobs/pretrain.py", "orchestrator/recipes/demo.yaml"}
+
+
+def answer_of(url: str) -> int:
+    """The status of a GET; 0: no HTTP there."""
+    try:
+        with urllib.request.urlopen(url, timeout=3) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, http.client.HTTPException):
+        return 0
