@@ -132,8 +132,8 @@ class Job:
 
 def main() -> None:
     folder = Path("runs/autoscale").absolute()
-    if storage.exists(str(folder / "final")):
-        raise ClusterError(f"{folder} holds a finished run; remove it first")
+    if storage.exists(str(folder / "config.yaml")):
+        raise ClusterError(f"{folder} holds a run, which this one would continue; remove it first")
     cluster = LocalCluster.start(SETTINGS)
     try:
         options = [*OPTIONS, *ELASTIC, "--run.storage_path", str(folder.parent)]
