@@ -72,9 +72,9 @@ def pairs(count: int, seed: int) -> list[tuple[bytes, str, int]]:
     return found
 
 
-def write_data(root: str, samples: int = 480) -> dict:
+def write_data(root: str) -> dict:
     """Training shards and a held-out set; returns the recipe that reads them."""
-    training = pairs(samples, seed=1)
+    training = pairs(480, seed=1)
     for shard in range(4):
         with ShardWriter(storage.join(root, "train", f"{shard}.tar")) as writer:
             for number, (image, caption, _) in enumerate(training[shard::4]):

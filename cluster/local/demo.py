@@ -63,7 +63,7 @@ def grow_and_shrink(
 
         def wait_for(condition: Callable[[], bool], what: str) -> None:
             def reached_or_over() -> bool:
-                return condition() or job.status() in ("SUCCEEDED", "FAILED", "STOPPED")
+                return condition() or job.status() in ("FAILED", "STOPPED")
 
             if not wait_until(reached_or_over, patience_s) or not condition():
                 raise ClusterError(f"{what}: not within {patience_s:.0f} s; the job's log ends:\n{job.log()[-4000:]}")
@@ -132,8 +132,8 @@ class Job:
 
 def main() -> None:
     folder = Path("runs/autoscale").absolute()
-    if storage.exists(str(folder / "config.yaml")):
-        raise ClusterError(f"{folder} holds a run, which this one would continue; remove it first")
+    if storage.exists(str(folder / "final")):
+        raise ClusterError(f"{folder} holds a finished run; remove it first")
     cluster = LocalCluster.start(SETTINGS)
     try:
         options = [*OPTIONS, *ELASTIC, "--run.storage_path", str(folder.parent)]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 
 import pytest
 import yaml
 from PIL import Image
-from ray_cluster import REPOSITORY, wait_until
+from ray_cluster import wait_until
 from shapes import write_data
 
 from cluster.local.cluster import LocalCluster, Settings
 from cluster.local.demo import ELASTIC, Job, grow_and_shrink
-
-SAMPLES, EPOCHS = 2400, 3
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +27,8 @@ def cluster(tmp_path_factory):
     patch.undo()
 
 
-def options_of(tmp_path, samples: int, **train) -> list[str]:
-    recipe = write_data(str(tmp_path / "data"), samples)
+def options_of(tmp_path, **train) -> list[str]:
+    recipe = write_data(str(tmp_path / "data"))
     recipe["train"].update(trace=True, **train)
     # So slow that the run lasts until the cluster has changed.
     tower = {"kind": "vit", "layers": [4], "width": 128, "patch_size": 8, "heads": 2}
@@ -43,7 +40,7 @@ def options_of(tmp_path, samples: int, **train) -> list[str]:
 
 @pytest.mark.timeout(900)
 def test_a_run_grows_over_nodes_that_come_survives_one_and_leaves_an_empty_cluster(cluster, tmp_path):
-    options = options_of(tmp_path, SAMPLES, epochs=EPOCHS, checkpoint_every=20)
+    options = options_of(tmp_path, epochs=50, checkpoint_every=20)
     run = tmp_path / "data/runs/shapes"
     timeline = grow_and_shrink(cluster, [*options, *ELASTIC], str(run), tmp_path / "drawn")
     assert max(nodes for _, nodes, _ in timeline.points) == 3
@@ -53,7 +50,7 @@ def test_a_run_grows_over_nodes_that_come_survives_one_and_leaves_an_empty_clust
     traces = sorted((run / "trace").glob("step_*.jsonl"))
     lines = [json.loads(line) for file in traces for line in file.read_text().splitlines()]
     samples = [tuple(sample) for line in lines for sample in line["samples"]]
-    assert len(samples) == len(set(samples)) == EPOCHS * SAMPLES
+    assert len(samples) == len(set(samples)) == 50 * 480
     workers = {json.loads(line)["workers"] for line in (run / "metrics.jsonl").read_text().splitlines()}
     assert 3 in workers
 
@@ -65,7 +62,7 @@ def test_a_run_grows_over_nodes_that_come_survives_one_and_leaves_an_empty_clust
 
 @pytest.mark.timeout(900)
 def test_a_stopped_job_leaves_a_checkpoint_that_the_same_command_goes_on_from(cluster, tmp_path):
-    options = options_of(tmp_path, 480, epochs=400, checkpoint_every=10_000, num_workers=1, log_every=1)
+    options = options_of(tmp_path, epochs=400, checkpoint_every=10_000, num_workers=1, log_every=1)
     run = tmp_path / "data/runs/shapes"
     job = Job(cluster, options)
 
@@ -74,10 +71,6 @@ def test_a_stopped_job_leaves_a_checkpoint_that_the_same_command_goes_on_from(cl
         return "  loss " in job.log()
 
     wait_until(runs_on, 240, "the first steps")
-    metadata = job.client.get_job_info(job.id).metadata
-    assert metadata["run"] == str(run) and metadata["recipe"] == options[1]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert metadata.get("commit", "") == head.stdout.strip()
     job.client.stop_job(job.id)
     wait_until(lambda: job.status() == "STOPPED", 120, "the end of the job")
     assert "asked to stop: a checkpoint first" in job.log(), job.log()[-4000:]
@@ -92,3 +85,14 @@ def test_a_stopped_job_leaves_a_checkpoint_that_the_same_command_goes_on_from(cl
     traces = sorted((run / "trace").glob("step_*.jsonl"))
     steps = [json.loads(line)["step"] for file in traces for line in file.read_text().splitlines()]
     assert steps == list(range(1, step + 6))
+
+
+def test_what_a_job_takes_along_is_the_project_alone(cluster):
+    """Of what the jobs above have uploaded, as it arrived."""
+    arrived = list(cluster.scratch.glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*"))
+    folders = [folder for folder in arrived if folder.is_dir()]
+    assert folders
+    for folder in folders:
+        names = {file.name for file in folder.iterdir()}
+        assert {"jobs", "orchestrator", "pyproject.toml"} <= names
+        assert not names & {".venv", ".git", "runs", "build", ".data"}

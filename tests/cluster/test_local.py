@@ -15,6 +15,7 @@ import urllib.request
 
 import psutil
 import pytest
+from ray.job_submission import JobSubmissionClient
 from ray_cluster import RAY, REPOSITORY, wait_until
 
 from cluster.local.cluster import ClusterError, LocalCluster, Settings, find
@@ -124,50 +125,50 @@ def test_settings_that_cannot_work_are_refused(setting, message):
         LocalCluster.start(Settings(**setting))
 
 
-def test_ports_beyond_the_dashboard_ask_for_the_token_and_a_job_takes_along_code_alone(tmp_path):
+JOB = """
+import pathlib, ray
+print([str(path) for path in pathlib.Path('.').rglob('*') if path.is_file()])
+from orchestrator.train import submission
+ray.init(log_to_driver=False)
+submission.note(recipe='mine.yaml', run='s3://bucket/runs/mine', commit='known to the submitter', nothing='')
+"""
+
+
+def test_a_job_takes_along_code_alone_and_says_its_run_and_every_port_that_takes_jobs_asks_for_the_token(tmp_path):
     work = tmp_path / "work"
-    for kept in ("jobs/pretrain.py", "orchestrator/recipes/demo.yaml"):
-        (work / kept).parent.mkdir(parents=True, exist_ok=True)
-        (work / kept).write_text("")
-    for left in (
-        "runs/demo/checkpoints/step/x",
-        ".data/x",
-        ".venv/bin/x",
-        ".git/x",
-        "a.tar",
-        "b/c.parquet",
-        "m.safetensors",
-    ):
-        (work / left).parent.mkdir(parents=True, exist_ok=True)
-        (work / left).write_text("")
+    code = {"code/a.py", "code/b.yaml"}
+    left_behind = "runs/demo/checkpoints/step/x .data/x .venv/bin/x .git/x a.tar b/c.parquet final/model.safetensors"
+    for name in [*code, *left_behind.split()]:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("")
     for name in (".gitignore", ".rayignore"):
         shutil.copy(REPOSITORY / name, work / name)
     cluster = LocalCluster.start(Settings(name="mine", **SMALL))
     try:
-        # Agents take jobs, too, and listen on the machine's address.
-        answers = set()
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == "LISTEN" and connection.pid in {process.pid for process in cluster.processes()}:
-                answers.add(
-                    answer_of(f"http://{connection.laddr.ip}:{connection.laddr.port}/api/job_agent/jobs/x/logs")
-                )
-        assert 401 in answers and not any(200 <= answer < 300 for answer in answers), answers
-        listing = "import pathlib; print([str(p) for p in pathlib.Path('.').rglob('*') if p.is_file()])"
         done = subprocess.run(
-            [RAY, "job", "submit", f"--working-dir={work}", "--", sys.executable, "-c", shlex.quote(listing)],
+            [RAY, "job", "submit", f"--working-dir={work}", "--submission-id=one", '--metadata-json={"commit": "abc"}',
+             "--", sys.executable, "-c", shlex.quote(JOB)],
             env={**os.environ, **cluster.environment}, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        said = JobSubmissionClient(cluster.dashboard, headers=cluster.headers()).get_job_info("one").metadata
+        # Agents take jobs, too, and listen on the machine's address.
+        pids = {process.pid for process in cluster.processes()}
+        listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in pids]
+        answers = {ask_for_a_job(f"http://{place.ip}:{place.port}/api/job_agent/jobs/") for place in listening}
     finally:
         cluster.stop()
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (arrived,) = (set(ast.literal_eval(line)) for line in done.stdout.splitlines() if line.startswith("['"))
-    assert arrived - {".gitignore", ".rayignore"} == {"jobs/pretrain.py", "orchestrator/recipes/demo.yaml"}
+    assert arrived - {".gitignore", ".rayignore"} == code
+    assert said == {"recipe": "mine.yaml", "run": "s3://bucket/runs/mine", "commit": "abc"}
+    assert 401 in answers and not answers & {200, 400, 500}, answers
 
 
-def answer_of(url: str) -> int:
-    """The status of a GET; 0: no HTTP there."""
+def ask_for_a_job(url: str) -> int:
+    """The status that a submission without an entrypoint and a token gets; 0: no HTTP there."""
+    request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(url, timeout=3) as reply:
+        with urllib.request.urlopen(request, timeout=3) as reply:
             return reply.status
     except urllib.error.HTTPError as error:
         return error.code
