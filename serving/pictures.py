@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+import orchestrator.data.resize  # noqa: F401  otherwise loaded by the first picture, whose sender would wait for it
 from orchestrator.data.images import ImageError, ImageTransform
 from serving.errors import RequestError
 from serving.settings import Limits

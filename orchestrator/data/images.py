@@ -14,8 +14,6 @@ from typing import Any, Literal
 import numpy as np
 from PIL import ExifTags, Image
 
-from orchestrator.data.resize import resize_bicubic
-
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -110,7 +108,7 @@ class ImageTransform:
             scale = self._decode(source, side / R)
             box = (left * scale, top * scale, (left + side) * scale, (top + side) * scale)
             square = np.empty((3, R, R), np.uint8) if out is None else out
-            resize_bicubic(to_rgb(source.image), box, (R, R), (0, 0), square)
+            _resize(to_rgb(source.image), box, (R, R), (0, 0), square)
             if source.orientation != 1:
                 upright = _orient(Image.fromarray(square.transpose(1, 2, 0)), source.orientation)
                 square[:] = np.asarray(upright).transpose(2, 0, 1)
@@ -144,7 +142,7 @@ class ImageTransform:
             scale = self._decode(source, short / R)
             whole = (0, 0, width * scale, height * scale)
             upright = _orient(to_rgb(source.image), source.orientation)
-            return resize_bicubic(upright, whole, size, corner, np.empty((3, R, R), np.uint8))
+            return _resize(upright, whole, size, corner, np.empty((3, R, R), np.uint8))
 
     def _decode(self, source: _Source, ratio: float) -> float:
         """Decode the picture, `ratio` pixels for each of the result: the scale at which it was decoded."""
@@ -262,6 +260,15 @@ def _orientation(image: Image.Image) -> int:
 
 def _orient(image: Image.Image, orientation: int) -> Image.Image:
     return image if orientation == 1 else image.transpose(_ORIENT[orientation])
+
+
+def _resize(
+    image: Image.Image, box: tuple, size: tuple[int, int], corner: tuple[int, int], out: np.ndarray
+) -> np.ndarray:
+    """`resize_bicubic`, whose compiler only processes that decode need load; it takes a quarter of a second."""
+    from orchestrator.data.resize import resize_bicubic
+
+    return resize_bicubic(image, box, size, corner, out)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -305,3 +305,9 @@ def test_equal_to_hugging_face(photographs):
 def test_decode_workers_do_not_import_torch_or_ray():
     code = "import sys, orchestrator.data.images; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_who_does_not_decode_does_not_load_the_compiler_of_the_resize():
+    """Every driver, controller and trainer knows the transform; loading numba takes each a quarter of a second."""
+    code = "import sys, orchestrator.train.loop; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -67,7 +67,8 @@ def test_several_names_of_a_class_count_alike_and_memory_is_bounded(embedder, mo
     assert asked == [4, 4] and done == [1, 3, 3]
     prompts = embedder.embed_texts([t.replace("{c}", n) for n in classes[0] for t in TEMPLATES[:2]]).double().mean(0)
     torch.testing.assert_close(weights_CD[0].double(), prompts / prompts.norm(), rtol=0, atol=1e-6)
-    assert torch.equal(weights_CD[1], zero_shot_classifier(embedder, ["blue square"], TEMPLATES[:2])[0])
+    # The same four prompts at once: matrix products of another size may round otherwise.
+    assert torch.equal(weights_CD[1:], zero_shot_classifier(embedder, ["blue square", "green cross"], TEMPLATES[:2]))
     with pytest.raises(ValueError, match="at least one name"):
         build_classifier(embed, [[]], TEMPLATES)
 
