@@ -19,7 +19,9 @@ from orchestrator.evaluate import after_training
 from orchestrator.evaluate.datasets import EvaluationSetError
 from orchestrator.inference import ModelDirectoryError
 from orchestrator.storage import StorageError
+from orchestrator.train import submission
 from orchestrator.train.cluster import connect
+from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, pretrain
 
 USER_ERRORS = (
@@ -40,6 +42,7 @@ def main(argv: list[str]) -> None:
     config.validate()
     sets = after_training.open_sets(config.evaluation)
     print(f"pretraining {config.run.name} {connect(config)}", flush=True)
+    submission.note(recipe=cli.recipe_of(argv), run=RunDirectory(config).uri, commit=submission.commit())
     run = pretrain(config)
     print(f"model     {run.path('final')}")
     if sets:

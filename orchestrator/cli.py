@@ -59,6 +59,16 @@ def parse(argv: list[str], description: str) -> Config:
     return Config(**{key: value for key, value in vars(config).items() if key != "config"})
 
 
+def recipe_of(argv: list[str]) -> str:
+    """The recipe or the file that a command line names, the last one where it names several."""
+    named = [DEFAULT_RECIPE]
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        key, equals, value = word.partition("=")
+        if key == "--config":
+            named.append(value if equals else following)
+    return named[-1]
+
+
 def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

@@ -76,3 +76,9 @@ def test_impossible_combinations(section, changes, message):
         setattr(getattr(config, section), key, value)
     with pytest.raises(ConfigError, match=message):
         config.validate()
+
+
+def test_the_recipe_is_the_last_that_is_named():
+    assert cli.recipe_of([]) == "demo"
+    assert cli.recipe_of(["--train.epochs", "2", "--config", "rn50"]) == "rn50"
+    assert cli.recipe_of(["--config", "rn50", "--config=mine.yaml", "--run.seed", "3"]) == "mine.yaml"

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from cluster.local.nodes import HEAD_ID, HEAD_TYPE, INSTANCE_ID, NODE_TYPE, READY
-from cluster.local.processes import MARK, end, free_port, is_taken, marked, tail, wait_until
+from cluster.local.processes import MARK, end, free_port, is_taken, members, tail, wait_until
 
 START_S = 90.0
 
@@ -40,7 +40,8 @@ class Settings:
     port : of the head, for the nodes; 0: a free one
     dashboard_port : where jobs are submitted; 0: a free one
     object_store_mb : shared memory of a node
-    auth : Ray's own authentication: token (made at the first start, kept in ~/.ray/auth_token), or disabled
+    auth : Ray's own authentication: token (made at the first start, kept in ~/.ray/auth_token), or disabled; the
+        dashboard listens on loopback, Ray's other ports on all interfaces, where only the token keeps strangers out
     """
 
     name: str = "local"
@@ -100,8 +101,13 @@ class LocalCluster:
 
     @property
     def is_up(self) -> bool:
-        """Whether its head answers."""
-        return _answers(self.dashboard)
+        """Whether its head lives and answers."""
+        return self.has_head and _answers(self.dashboard)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether its head lives; a busy one may be slow to answer, and a dead one's port may be another's by now."""
+        return any(_starts(process) == "head" for process in self.processes())
 
     @classmethod
     def start(cls, settings: Settings) -> LocalCluster:
@@ -114,7 +120,7 @@ class LocalCluster:
         settings.check()
         before = find(settings.name)
         if before is not None:
-            if before.is_up:
+            if before.has_head:
                 raise ClusterError(
                     f"cluster {settings.name} runs already, at {before.address}; stop it with `python -m cluster.local "
                     f"down --name {settings.name}`, or choose another --name"
@@ -218,20 +224,26 @@ class LocalCluster:
 
     def stop(self) -> None:
         """End its processes, whoever started them, and remove what it left; other clusters stay."""
-        end(marked(self.mark), patience_s=10)
+        end(self.processes(), patience_s=10)
         # What was being started meanwhile.
-        end(marked(self.mark), patience_s=2)
+        end(self.processes(), patience_s=2)
         shutil.rmtree(self.scratch, ignore_errors=True)
         _state_file(self.settings.name).unlink(missing_ok=True)
 
     def _remember(self) -> None:
         file = _state_file(self.settings.name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**dataclasses.asdict(self), "scratch": str(self.scratch)}, indent=2))
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps({**dataclasses.asdict(self), "scratch": str(self.scratch)}, indent=2))
+        part.replace(file)
 
     def nodes(self) -> list[psutil.Process]:
         """The first process of each worker node that lives."""
-        return [process for process in marked(self.mark) if _is_worker(process)]
+        return [process for process in self.processes() if _starts(process) == "worker"]
+
+    def processes(self) -> list[psutil.Process]:
+        """All that live."""
+        return members(self.mark, self.scratch)
 
 
 def find(name: str) -> LocalCluster | None:
@@ -260,12 +272,15 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def _starts(process: psutil.Process) -> str:
+    """What it is the first process of: head, worker, or nothing."""
     try:
-        command = process.cmdline()
-        return "start" in command and "--block" in command and "--head" not in command
+        command = set(process.cmdline())
     except psutil.Error:
-        return False
+        return ""
+    if not command >= {"start", "--block"}:
+        return ""
+    return "head" if "--head" in command else "worker"
 
 
 def _ray() -> str:

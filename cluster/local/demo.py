@@ -9,6 +9,7 @@ autoscaler and an elastic run work together, not how fast several machines are.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from cluster.local.cluster import ClusterError, LocalCluster, Settings
 from cluster.local.processes import wait_until
 from cluster.local.timeline import Timeline, trainers
 from orchestrator import storage
+from orchestrator.train import submission
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(name="autoscale", cpus_per_node=2.0, max_nodes=3, idle_s=12.0, dashboard_port=0)
@@ -116,8 +118,11 @@ class Job:
 
     def __init__(self, cluster: LocalCluster, options: Sequence[str]):
         entrypoint = [sys.executable, "jobs/pretrain.py", *options]
-        command = ["ray", "job", "submit", "--no-wait", "--working-dir", str(ROOT), "--", *entrypoint]
-        command[0] = str(Path(sys.executable).with_name("ray"))
+        commit = submission.commit()
+        command = [
+            str(Path(sys.executable).with_name("ray")), "job", "submit", "--no-wait", "--working-dir", str(ROOT),
+            *(["--metadata-json", json.dumps({"commit": commit})] if commit else []), "--", *entrypoint,
+        ]  # fmt: skip
         environment = {**os.environ, **cluster.environment}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         found = re.search(r"raysubmit_\w+", done.stdout)

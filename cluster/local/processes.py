@@ -1,4 +1,4 @@
-"""The processes of one cluster, known by a mark in their environment that all of them inherit."""
+"""The processes of one cluster, known by a mark in their environment that all of them inherit, and by their logs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,26 @@ import psutil
 MARK = "CLIP_ON_RAY_CLUSTER"
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Every process of this user that carries the mark, however it was started and whoever its parent is now."""
+def members(mark: str, folder: Path) -> list[psutil.Process]:
+    """Every process of a cluster, however it was started and whoever its parent is now.
+
+    Parameters
+    ----------
+    mark : what its processes inherit
+    folder : that their logs lie in: some of Ray's processes overwrite their environment with a title
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark:
+            environment = process.environ()
+            if environment.get(MARK) == mark or (not environment and _holds(process, folder)):
                 found.append(process)
     return found
+
+
+def _holds(process: psutil.Process, folder: Path) -> bool:
+    """Whether it has a file open below the folder."""
+    return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
 
 
 def end(processes: list[psutil.Process], patience_s: float) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 
 from cluster.local.cluster import LocalCluster
-from cluster.local.processes import marked
 from orchestrator import storage
 from orchestrator.report import drawing
 
@@ -110,7 +109,7 @@ class Timeline:
 def trainers(cluster: LocalCluster) -> list[psutil.Process]:
     """The training processes on all nodes of a cluster."""
     found = []
-    for process in marked(cluster.mark):
+    for process in cluster.processes():
         try:
             if TRAINER in " ".join(process.cmdline()):
                 found.append(process)

@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 
+ASK_S = 30.0
+
 
 @contextlib.contextmanager
 def ends_with_a_checkpoint(board: Any) -> Iterator[None]:
@@ -33,7 +35,11 @@ def ends_with_a_checkpoint(board: Any) -> Iterator[None]:
         asked.wait()
         if not over.is_set():
             print("asked to stop: a checkpoint first", flush=True)
-            if not ray.get(board.stop.remote()):
+            try:
+                heard = ray.get(board.stop.remote(), timeout=ASK_S)
+            except ray.exceptions.RayError:  # the cluster is lost, and so are the workers
+                heard = False
+            if not heard:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     over = threading.Event()
