@@ -1,0 +1,77 @@
+"""Look before money is spent: what a run needs, against a `ray up` file or a running cluster.
+
+python -m cluster.check cluster/aws.yaml --config vit-b-32 --run.storage_path s3://bucket/runs
+python -m cluster.check 10.0.0.1:6379 --config vit-b-32          # on each node of that cluster; ray://... from outside
+python -m cluster.check                                          # of the cluster that RAY_ADDRESS names
+python -m cluster.check 10.0.0.1:6379 --timeout_s 120            # for each answer of each node; 60 where none is given
+
+One line each: ok, warn or fail, what was seen, and the cure. It exits with 1 where one fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cluster.preflight.line import Line
+from cluster.preflight.ray_up import check_file
+from cluster.preflight.storage import check_shards, check_writable
+from orchestrator import cli
+from orchestrator.config import Config, ConfigError
+from orchestrator.storage import absolute
+
+TIMEOUT_S = 60.0
+
+
+def check(target: str, config: Config, timeout_s: float) -> list[Line]:
+    """All lines.
+
+    Parameters
+    ----------
+    target : a `ray up` file, or a cluster's address
+    config : of the run that it is for
+    timeout_s : for each answer of each node
+    """
+    config.run.storage_path = absolute(config.run.storage_path)
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        here = "this machine"
+        return [*check_file(target, config), check_writable(config.run.storage_path, here), check_shards(config, here)]
+    os.environ["RAY_ADDRESS"] = target
+    from cluster.preflight.on_nodes import check_nodes
+    from orchestrator.train.cluster import connect
+
+    try:
+        connect(config)
+    except Exception as error:
+        cure = "Start the cluster, check the address and, where it asks for one, the token"
+        return [Line("fail", "address", target, " ".join(str(error).split())[:300], cure)]
+    return check_nodes(config, timeout_s)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("target", nargs="?", default=os.environ.get("RAY_ADDRESS", ""), help="a ray up file or address")
+    parser.add_argument("--timeout_s", type=float, default=TIMEOUT_S, help="for each answer of each node")
+    asked, options = parser.parse_known_args(argv)
+    if not asked.target:
+        parser.error("name a `ray up` file or the address of a cluster, or set RAY_ADDRESS")
+    lines = check(asked.target, cli.parse(options, __doc__ or ""), asked.timeout_s)
+    for line in lines:
+        print(line, flush=True)
+    failed = sum(line.status == "fail" for line in lines)
+    print(f"{len(lines)} checks, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
