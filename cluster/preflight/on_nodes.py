@@ -78,7 +78,9 @@ def check_nodes(config: Config, timeout_s: float) -> list[Line]:
             for identity in there
             if kinds[identity].cpus >= config.train.cpus_per_worker and (kinds[identity].gpus or not gpu)
         ]
-        lines += check_reduce({identity: there[identity]["NodeManagerAddress"] for identity in able}, names, gpu, timeout_s)
+        lines += check_reduce(
+            {identity: there[identity]["NodeManagerAddress"] for identity in able}, names, gpu, timeout_s
+        )
     finally:
         end(probes)
     return lines
@@ -158,7 +160,9 @@ def check_reduce(addresses: dict[str, str], names: dict[str, str], gpu: bool, ti
     addresses : of the nodes, by id
     """
     if len(addresses) < 2:
-        return [Line("ok", "allreduce", f"{len(addresses)} nodes", "nothing to reduce between nodes that hold trainers")]
+        return [
+            Line("ok", "allreduce", f"{len(addresses)} nodes", "nothing to reduce between nodes that hold trainers")
+        ]
     probes = {identity: start(identity, num_gpus=1 if gpu else 0) for identity in addresses}
     try:
         master = next(iter(addresses))

@@ -72,9 +72,17 @@ def judge_types(prepared: dict[str, Any], config: Config, file: str, cure: str) 
         count = fields.get("max_workers", 0) + (name == head)
         if "CPU" not in resources and count:
             silent.append(name)
-        kinds.append(Kind(count, float(resources.get("CPU", 0)), float(resources.get("GPU", 0))))
-    line = judge(kinds, config, file, cure, limit=prepared["max_workers"] + 1)
+        if name == head:
+            # It is there whatever its max_workers, and takes part with what it has.
+            kinds.append(Kind(1, *_size(resources), head=True))
+            count -= 1
+        kinds.append(Kind(count, *_size(resources)))
+    line = judge(kinds, config, file, cure, limit=prepared["max_workers"])
     if line.status == "fail" and silent:
         seen = f"{line.seen}, not counting {', '.join(silent)}, which state no resources"
         return Line("warn", "resources", file, seen, "State CPU and GPU of each node type")
     return line
+
+
+def _size(resources: dict[str, Any]) -> tuple[float, float]:
+    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))

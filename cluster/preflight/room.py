@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.preflight.line import Line
 from orchestrator.config import Config
@@ -19,11 +19,13 @@ class Kind:
     ----------
     count : how many there are, or may be
     cpus, gpus : of one node
+    head : the head's own node, which no limit of workers counts
     """
 
     count: int
     cpus: float
     gpus: float
+    head: bool = False
 
 
 def trainers_beside_a_reader(kinds: list[Kind], config: Config, limit: int | None = None) -> int:
@@ -33,21 +35,22 @@ def trainers_beside_a_reader(kinds: list[Kind], config: Config, limit: int | Non
     ----------
     kinds : the nodes
     config : of the run
-    limit : nodes at most, of all kinds together; None: as many as there are
+    limit : nodes at most besides the head, of all kinds together; None: as many as there are
     """
     gpu = asks_gpu(kinds, config)
     best = -1
     for host in kinds:
         rest = host.cpus - config.data.cpus_per_reader
-        if not host.count or rest < -ROUNDING:
-            continue
-        places = [(_places(kind, config, gpu), kind.count - (kind is host)) for kind in kinds]
         free = sum(kind.count for kind in kinds) if limit is None else limit
-        free -= 1
-        total = _places(Kind(1, rest, host.gpus), config, gpu)
-        for each, count in sorted(places, reverse=True):
-            taken = min(count, free)
-            total, free = total + each * taken, free - taken
+        free -= not host.head
+        if not host.count or rest < -ROUNDING or free < 0:
+            continue
+        total = _places(replace(host, cpus=rest), config, gpu)
+        for kind in sorted(kinds, key=lambda kind: _places(kind, config, gpu), reverse=True):
+            count = kind.count - (kind is host)
+            taken = count if kind.head else min(count, free)
+            total += _places(kind, config, gpu) * taken
+            free -= 0 if kind.head else taken
         best = max(best, total)
     return best
 

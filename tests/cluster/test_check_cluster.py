@@ -62,7 +62,14 @@ def test_all_lines_of_two_nodes_are_ok(two_nodes, recipe, tmp_path):
 @pytest.mark.timeout(300)
 def test_what_fails_on_a_real_cluster_is_named(two_nodes, recipe):
     status, lines, words = run_check(
-        two_nodes, recipe, "--train.num_workers", "9", "--run.storage_path", "/proc/nowhere", "--data.train", "/none.tar"
+        two_nodes,
+        recipe,
+        "--train.num_workers",
+        "9",
+        "--run.storage_path",
+        "/proc/nowhere",
+        "--data.train",
+        "/none.tar",
     )
     assert status == 1
     failed = [check for word, check in words if word == "fail"]

@@ -17,7 +17,11 @@ SHAPE = {"head": (0, 0, 0), "cpu": (2, 8, 0), "gpu": (4, 16, 4)}
 def write_file(folder, shape=SHAPE, **fields):
     """A file for AWS: node types by name, each (max_workers, CPUs, GPUs)."""
     types = {
-        name: {"max_workers": most, "resources": {"CPU": cpus, "GPU": gpus}, "node_config": {"InstanceType": "m5.large"}}
+        name: {
+            "max_workers": most,
+            "resources": {"CPU": cpus, "GPU": gpus},
+            "node_config": {"InstanceType": "m5.large"},
+        }
         for name, (most, cpus, gpus) in shape.items()
     }
     content = {

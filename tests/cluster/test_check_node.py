@@ -136,5 +136,3 @@ def test_an_address_that_no_interface_has():
     assert interface_of("127.0.0.1") == "lo"
     with pytest.raises(ValueError, match=r"203\.0\.113\.7"):
         interface_of("203.0.113.7")
-
-
