@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from pathlib import Path
 
-from cluster.preflight.line import Line
+from cluster.preflight.line import Line, guarded
 from cluster.preflight.ray_up import check_file
 from cluster.preflight.storage import check_shards, check_writable
 from orchestrator import cli
@@ -23,6 +24,7 @@ from orchestrator.config import Config, ConfigError
 from orchestrator.storage import absolute
 
 TIMEOUT_S = 60.0
+REACH_S = 10.0
 
 
 def check(target: str, config: Config, timeout_s: float) -> list[Line]:
@@ -42,27 +44,45 @@ def check(target: str, config: Config, timeout_s: float) -> list[Line]:
     from cluster.preflight.on_nodes import check_nodes
     from orchestrator.train.cluster import connect
 
-    try:
-        connect(config)
-    except Exception as error:
-        cure = "Start the cluster, check the address and, where it asks for one, the token"
-        return [Line("fail", "address", target, " ".join(str(error).split())[:300], cure)]
-    return check_nodes(config, timeout_s)
+    def join() -> Line:
+        reach(target)
+        return Line("ok", "address", target, connect(config))
+
+    joined = guarded(
+        "address", target, join, "Start the cluster, check the address (or file name) and, where it asks, the token"
+    )
+    return [joined, *(check_nodes(config, timeout_s) if joined.status == "ok" else [])]
+
+
+def reach(address: str) -> None:
+    """Connect to a port once; Ray itself would try for long.
+
+    Parameters
+    ----------
+    address : host:port or ray://host:port; others, such as `auto`, are left to Ray
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m cluster.check",
+        usage="python -m cluster.check [ray up file | address] [--timeout_s S] [--config recipe] [--section.key value ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("target", nargs="?", default=os.environ.get("RAY_ADDRESS", ""), help="a ray up file or address")
     parser.add_argument("--timeout_s", type=float, default=TIMEOUT_S, help="for each answer of each node")
-    asked, options = parser.parse_known_args(argv)
-    if not asked.target:
-        parser.error("name a `ray up` file or the address of a cluster, or set RAY_ADDRESS")
-    lines = check(asked.target, cli.parse(options, __doc__ or ""), asked.timeout_s)
+    # The target stands first: argparse would take the value of an option that only the run's parser knows for it.
+    named = bool(argv) and not argv[0].startswith("-")
+    target = argv[0] if named else os.environ.get("RAY_ADDRESS", "")
+    asked, options = parser.parse_known_args(argv[named:])
+    if not target:
+        parser.error("name first a `ray up` file or the address of a cluster, or set RAY_ADDRESS")
+    config = cli.parse(options, __doc__ or "")
+    config.validate()
+    lines = check(target, config, asked.timeout_s)
     for line in lines:
         print(line, flush=True)
     failed = sum(line.status == "fail" for line in lines)

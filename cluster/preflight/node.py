@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ def observe(spill: str, shm: str = "/dev/shm") -> Facts:
     """
     memory, disk = os.statvfs(shm), os.statvfs(spill)
     versions = {"python": platform.python_version()}
-    versions.update({name: metadata.version(name) for name in ("ray", "torch", "clip-on-ray")})
+    for name in ("ray", "torch", "clip-on-ray"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return Facts(
         versions,
         memory.f_frsize * memory.f_blocks,

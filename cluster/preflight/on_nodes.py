@@ -36,8 +36,8 @@ class Probe:
             storage.check_shards(config, where),
         ]
 
-    def port(self) -> int:
-        return reduce.free_port()
+    def prepare(self) -> int:
+        return reduce.prepare()
 
     def reduce(self, *arguments: Any) -> float:
         return reduce.measure(*arguments)
@@ -165,17 +165,17 @@ def check_reduce(addresses: dict[str, str], names: dict[str, str], gpu: bool, ti
         ]
     probes = {identity: start(identity, num_gpus=1 if gpu else 0) for identity in addresses}
     try:
-        master = next(iter(addresses))
-        port = ray.get(probes[master].port.remote(), timeout=timeout_s)
-        asked = {
-            identity: probe.reduce.remote(
-                rank, len(probes), addresses[identity], addresses[master], port, timeout_s / 2, gpu
-            )
-            for rank, (identity, probe) in enumerate(probes.items())
-        }
-        found = answers(asked, timeout_s)
-    except Exception as error:
-        found = {next(iter(addresses)): error}
+        ports = answers({identity: probe.prepare.remote() for identity, probe in probes.items()}, timeout_s)
+        found = {identity: port for identity, port in ports.items() if isinstance(port, Exception)}
+        if not found:
+            master = next(iter(addresses))
+            asked = {
+                identity: probe.reduce.remote(
+                    rank, len(probes), addresses[identity], addresses[master], ports[master], timeout_s / 2, gpu
+                )
+                for rank, (identity, probe) in enumerate(probes.items())
+            }
+            found = answers(asked, timeout_s)
     finally:
         end(probes)
     cure = (

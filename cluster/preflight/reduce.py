@@ -15,8 +15,10 @@ ROUNDS = 3
 SLOW_BYTES_PER_S = 100e6
 
 
-def free_port() -> int:
-    """A port that nothing listens at."""
+def prepare() -> int:
+    """Import torch, which takes its time, and find a port that nothing listens at."""
+    import torch.distributed  # noqa: F401
+
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]

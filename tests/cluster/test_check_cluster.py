@@ -53,7 +53,7 @@ def test_all_lines_of_two_nodes_are_ok(two_nodes, recipe, tmp_path):
     assert status == 0, lines
     assert {word for word, _ in words} <= {"ok", "warn"}, lines
     by_node = ["clock", "disk", "shards", "shared", "shm", "storage", "versions"]
-    assert sorted(check for _, check in words) == sorted([*by_node, *by_node, "allreduce", "resources"])
+    assert sorted(check for _, check in words) == sorted([*by_node, *by_node, "address", "allreduce", "resources"])
     # Whether this machine is quick and has disk to spare is not the cluster's matter.
     assert {check for word, check in words if word == "warn"} <= {"allreduce", "disk"}
     assert not list((tmp_path / "runs").iterdir())

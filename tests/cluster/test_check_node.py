@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+from ray_cluster import free_port
 
 from cluster.preflight import node, reduce
 from cluster.preflight.line import Line, guarded
@@ -99,7 +100,7 @@ def _measure(queue, *arguments):
 
 def test_an_all_reduce_of_two_processes_is_timed():
     context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), reduce.free_port()
+    queue, port = context.Queue(), free_port()
     both = [
         context.Process(target=_measure, args=(queue, rank, 2, "127.0.0.1", "127.0.0.1", port, 60.0))
         for rank in range(2)
@@ -119,7 +120,7 @@ def test_an_all_reduce_of_two_processes_is_timed():
 def test_an_all_reduce_whose_other_side_cannot_be_reached(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with pytest.raises(Exception, match=r"(?i)timed? ?out|connect"):
-        reduce.measure(1, 2, "127.0.0.1", "127.0.0.1", reduce.free_port(), 2.0)
+        reduce.measure(1, 2, "127.0.0.1", "127.0.0.1", free_port(), 2.0)
 
 
 def test_a_slow_network_is_told():
