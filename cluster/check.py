@@ -1,8 +1,8 @@
 """Look before money is spent: what a run needs, against a `ray up` file or a running cluster.
 
-python -m cluster.check cluster/aws.yaml --config vit-b-32 --run.storage_path s3://bucket/runs
-python -m cluster.check 10.0.0.1:6379 --config vit-b-32          # on each node of that cluster; ray://... from outside
-python -m cluster.check                                          # of the cluster that RAY_ADDRESS names
+python -m cluster.check cluster/aws.yaml --config vit-b-32 --data.train 's3://bucket/{00000..41454}.tar'
+python -m cluster.check 10.0.0.1:6379 --config my-run.yaml       # on each node of that cluster; ray://... from outside
+python -m cluster.check                                          # the demo, on the cluster that RAY_ADDRESS names
 python -m cluster.check 10.0.0.1:6379 --timeout_s 120            # for each answer of each node; 60 where none is given
 
 One line each: ok, warn or fail, what was seen, and the cure. It exits with 1 where one fails.
@@ -68,7 +68,7 @@ def reach(address: str) -> None:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        usage="python -m cluster.check [ray up file | address] [--timeout_s S] [--config recipe] [--section.key value ...]",
+        usage="python -m cluster.check [file | address] [--timeout_s S] [--config recipe] [--section.key value ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
