@@ -27,6 +27,7 @@ from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.cluster import explain_waiting, uses_gpu
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
+from orchestrator.train.network import NodeInterface
 from orchestrator.train.progress import ProgressDisplay, RunBoard
 from orchestrator.train.resolution import Resolutions
 from orchestrator.train.run import RunDirectory
@@ -206,6 +207,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
     return _Trainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
+        torch_config=NodeInterface(),
         datasets={"train": dataset},
         dataset_config=_data_config(train.deterministic),
         scaling_config=ray.train.ScalingConfig(
