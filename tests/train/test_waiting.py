@@ -79,12 +79,12 @@ def test_it_is_said_once_the_run_has_not_moved_for_a_while(small_ray, capsys):
         wait_until(lambda: 3 in asked, 60, "the question what is lacking")
         board.say.remote("a message")
         record = {"step": 4, "total_steps": 9, "epoch": 0.1, "loss": 1.0, "logit_scale": 14.3, "samples_per_s": 10.0,
-                  "data_wait": 0.5, "eta_s": 7261.0}  # fmt: skip
+                  "workers": 3, "data_wait": 0.5, "eta_s": 7261.0}  # fmt: skip
         ray.get(board.post.remote(record))
     out = capsys.readouterr().out
     assert "waiting: 3 workers lack a CPU" in out
     assert "a message" in out
-    assert "step 4/9  epoch 0.10  loss 1.000  scale 14.3  10 samples/s  data wait 50%  ETA 2:01:01" in out
+    assert "step 4/9  epoch 0.10  loss 1.000  scale 14.3  10 samples/s  3 workers  data wait 50%  ETA 2:01:01" in out
 
 
 def test_all_workers_of_a_group_hear_the_same_about_going_back(small_ray):
