@@ -187,5 +187,5 @@ def check_reduce(addresses: dict[str, str], names: dict[str, str], gpu: bool, ti
         for identity, error in found.items()
         if isinstance(error, Exception)
     ]
-    seconds = [one for one in found.values() if not isinstance(one, Exception)]
+    seconds: list[Any] = list(found.values())
     return lines or [reduce.judge(seconds, gpu)]
