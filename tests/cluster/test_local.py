@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import http.client
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import psutil
 import pytest
@@ -43,6 +45,16 @@ def status_of(cluster: LocalCluster, headers: dict[str, str]) -> int:
         return error.code
 
 
+def holders(folder: Path) -> list[str]:
+    """Processes that have a file of the folder open, though it may have been removed; Ray's all have their logs."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if any(str(link.readlink()).startswith(str(folder)) for link in Path(f"/proc/{process.pid}/fd").iterdir()):
+                found.append(process.name())
+    return found
+
+
 def test_up_says_what_to_do_next_asks_for_the_token_and_down_leaves_nothing():
     up = command("up", "--name", "mine", "--dashboard_port", "0", "--object_store_mb", "100")
     cluster = find("mine")
@@ -62,7 +74,7 @@ def test_up_says_what_to_do_next_asks_for_the_token_and_down_leaves_nothing():
         assert scratch.exists() and cluster.processes()
     finally:
         down = command("down", "--name", "mine")
-    assert down.returncode == 0 and not cluster.processes() and not scratch.exists()
+    assert down.returncode == 0 and not holders(scratch) and not scratch.exists()
     assert "no cluster mine" in command("down", "--name", "mine").stdout
 
 
@@ -81,13 +93,13 @@ def test_what_a_crash_leaves_is_cleaned_up_and_another_cluster_stays():
         assert status.returncode == 1 and "does not answer" in status.stderr
         anew = LocalCluster.start(Settings(name="crashed", auth="disabled", **SMALL))
         try:
-            assert not crashed.processes() and not crashed.scratch.exists() and anew.is_up
+            assert not holders(crashed.scratch) and not crashed.scratch.exists() and anew.is_up
         finally:
             anew.stop()
         assert other.is_up and not anew.processes()
     finally:
         other.stop()
-    assert not other.processes()
+    assert not holders(other.scratch)
 
 
 def test_a_port_that_is_taken_is_named_before_anything_starts():
@@ -159,7 +171,7 @@ def test_a_job_takes_along_code_alone_and_says_its_run_and_every_port_that_takes
     finally:
         cluster.stop()
     (arrived,) = (set(ast.literal_eval(line)) for line in done.stdout.splitlines() if line.startswith("['"))
-    assert arrived == code
+    assert arrived - {".gitignore", ".rayignore"} == code
     assert said == {"recipe": "mine.yaml", "run": "s3://bucket/runs/mine", "commit": "abc"}
     assert 401 in answers and not answers & {200, 400, 500}, answers
 
