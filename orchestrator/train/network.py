@@ -6,6 +6,7 @@ containers, network namespaces), processes on other hosts are never found.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -47,4 +48,6 @@ class _Backend(_TorchBackend):
 
 
 def _choose() -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(ray.util.get_node_ip_address()))
+    # An address that a gateway maps to this node is none of its interfaces': then gloo chooses.
+    with contextlib.suppress(ValueError):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(ray.util.get_node_ip_address()))
