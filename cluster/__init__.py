@@ -1,1 +1,1 @@
-"""Where it runs: a cluster of several nodes on this machine, and what clouds and Kubernetes need to make one."""
+"""Where it runs: a cluster of several nodes on this machine, and what to look at on any before a run."""

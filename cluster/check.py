@@ -1,7 +1,7 @@
 """Look before money is spent: what a run needs, against a `ray up` file or a running cluster.
 
-python -m cluster.check cluster/aws.yaml --config vit-b-32 --data.train 's3://bucket/{00000..41454}.tar'
-python -m cluster.check 10.0.0.1:6379 --config my-run.yaml       # on each node of that cluster; ray://... from outside
+python -m cluster.check cluster.yaml --config vit-b-32 --data.train 's3://bucket/{00000..41454}.tar'
+python -m cluster.check 10.0.0.1:6379 --config my-run.yaml       # on each node of that cluster
 python -m cluster.check                                          # the demo, on the cluster that RAY_ADDRESS names
 python -m cluster.check 10.0.0.1:6379 --timeout_s 120            # for each answer of each node; 60 where none is given
 
@@ -59,9 +59,9 @@ def reach(address: str) -> None:
 
     Parameters
     ----------
-    address : host:port or ray://host:port; others, such as `auto`, are left to Ray
+    address : host:port; others, such as `auto`, are left to Ray
     """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
 

@@ -107,7 +107,7 @@ class LocalCluster:
     @property
     def has_head(self) -> bool:
         """Whether its head lives; a busy one may be slow to answer, and a dead one's port may be another's by now."""
-        return any(_starts(process) == "head" for process in self.processes())
+        return any(starts(process) == "head" for process in self.processes())
 
     @classmethod
     def start(cls, settings: Settings) -> LocalCluster:
@@ -239,7 +239,7 @@ class LocalCluster:
 
     def nodes(self) -> list[psutil.Process]:
         """The first process of each worker node that lives."""
-        return [process for process in self.processes() if _starts(process) == "worker"]
+        return [process for process in self.processes() if starts(process) == "worker"]
 
     def processes(self) -> list[psutil.Process]:
         """All that live."""
@@ -272,7 +272,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _starts(process: psutil.Process) -> str:
+def starts(process: psutil.Process) -> str:
     """What it is the first process of: head, worker, or nothing."""
     try:
         command = set(process.cmdline())

@@ -32,7 +32,7 @@ SETTINGS = Settings(name="autoscale", cpus_per_node=2.0, max_nodes=3, idle_s=12.
 # A node of two CPUs holds one trainer and one reading task.
 ELASTIC = (
     "--train.num_workers", "1..3", "--train.cpus_per_worker", "1.5", "--data.cpus_per_reader", "0.5",
-    "--train.resize_every_s", "3", "--train.max_failures", "20", "--train.torch_threads", "1",
+    "--train.resize_every_s", "10", "--train.max_failures", "20", "--train.torch_threads", "1",
 )  # fmt: skip
 OPTIONS = (
     "--config", "demo", "--run.name", "autoscale", "--train.max_steps", "160", "--train.checkpoint_every", "10",
@@ -87,14 +87,15 @@ def wait_for(timeline: Timeline, job: Job, condition: Callable[[], bool], what: 
     def happened_or_over() -> bool:
         return condition() or job.status() in ("FAILED", "STOPPED")
 
-    if not wait_until(happened_or_over, patience_s) or not condition():
+    # Each look asks the dashboard, on cores that train.
+    if not wait_until(happened_or_over, patience_s, interval_s=1.0) or not condition():
         raise ClusterError(f"{what}: not within {patience_s:.0f} s; the job's log ends:\n{job.log()[-4000:]}")
     timeline.happened(what)
 
 
 def _kill_a_node(cluster: LocalCluster) -> None:
     """The whole of one that trains, at once: what the loss of a machine looks like to the others."""
-    above = {parent.pid for parent in trainers(cluster)[0].parents()}
+    above = {parent.pid for parent in trainers(cluster.processes())[0].parents()}
     node = next(node for node in cluster.nodes() if node.pid in above)
     for process in [node, *node.children(recursive=True)]:
         try:
@@ -140,8 +141,8 @@ class Job:
 
 def main() -> None:
     folder = Path("runs/autoscale").absolute()
-    if storage.exists(str(folder / "final")):
-        raise ClusterError(f"{folder} holds a finished run; remove it first")
+    if storage.exists(str(folder / "config.yaml")):
+        raise ClusterError(f"{folder} holds a run already; remove it first")
     cluster = LocalCluster.start(SETTINGS)
     try:
         with Timeline(cluster) as timeline:

@@ -7,12 +7,13 @@ import io
 import json
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from cluster.local.cluster import LocalCluster
+from cluster.local.cluster import LocalCluster, starts
 from orchestrator import storage
 from orchestrator.report import drawing
 
@@ -21,7 +22,7 @@ TRAINER = "RayTrainWorker"
 
 @dataclass
 class Timeline:
-    """Looks at a cluster twice a second while it is open.
+    """Looks at a cluster once a second while it is open.
 
     Parameters
     ----------
@@ -45,8 +46,10 @@ class Timeline:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.5):
-            self.points.append((time.time(), len(self.cluster.nodes()), len(trainers(self.cluster))))
+        while not self._stop.wait(1.0):
+            processes = self.cluster.processes()
+            nodes = sum(starts(process) == "worker" for process in processes)
+            self.points.append((time.time(), nodes, len(trainers(processes))))
 
     def happened(self, what: str) -> None:
         """Note an event, and say it."""
@@ -106,10 +109,10 @@ class Timeline:
         return out.getvalue()
 
 
-def trainers(cluster: LocalCluster) -> list[psutil.Process]:
-    """The training processes on all nodes of a cluster."""
+def trainers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of a cluster's processes that train."""
     found = []
-    for process in cluster.processes():
+    for process in processes:
         try:
             if TRAINER in " ".join(process.cmdline()):
                 found.append(process)

@@ -217,9 +217,7 @@ class _Worker:
         if self.writer is not None:
             self.checkpoints.finish()
             self._patiently(self.writer.close)
-        return {
-            "error": f"stopped on request after step {self.state.step}, with a checkpoint; the same command goes on"
-        }
+        return {"error": f"stopped on request after step {self.state.step}; the same command goes on from it"}
 
     def _chunks(self, samples: int) -> int:
         """As many on every worker, though one may have a sample more."""

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
 
 
 def note(**facts: str) -> None:
@@ -26,12 +24,20 @@ def note(**facts: str) -> None:
     ----------
     facts : names and what they say; empty ones are left out
     """
-    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("metadata", {}).get(JOB_ID_METADATA_KEY)
-    if job is not None:
-        asyncio.run(_add(job, {name: fact for name, fact in facts.items() if fact}))
+    submitted = os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR)
+    if submitted is None:
+        return
+    try:
+        asyncio.run(_add(json.loads(submitted)["metadata"], {name: fact for name, fact in facts.items() if fact}))
+    except Exception as error:  # whatever Ray's inner parts raise: a run does not stop for its metadata
+        print(f"the job's metadata stay as they were submitted: {error}", flush=True)
 
 
-async def _add(job: str, facts: dict[str, str]) -> None:
+async def _add(submitted: dict[str, str], facts: dict[str, str]) -> None:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
+
+    job = submitted[JOB_ID_METADATA_KEY]
     store = JobInfoStorageClient(GcsClient(address=ray.get_runtime_context().gcs_address))
     info = await store.get_info(job)
     if info is not None:

@@ -74,14 +74,3 @@ def test_a_run_grows_over_nodes_survives_one_is_stopped_goes_on_and_leaves_an_em
     assert {int(row["nodes"]) for row in rows} >= {0, 3} and max(float(row["images_per_s"]) for row in rows) > 0
     with Image.open(tmp_path / "drawn/timeline.png") as picture:
         assert min(picture.size) > 300
-
-
-def test_what_a_job_takes_along_is_the_project_alone(cluster):
-    """Of what the jobs of the test before have uploaded, as it arrived."""
-    arrived = list(cluster.scratch.glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*"))
-    folders = [folder for folder in arrived if folder.is_dir()]
-    assert folders
-    for folder in folders:
-        names = {file.name for file in folder.iterdir()}
-        assert {"jobs", "orchestrator", "pyproject.toml"} <= names
-        assert not names & {".venv", ".git", "runs", "build", ".data"}
