@@ -35,15 +35,17 @@ def write_classes(root: str, test: int = 48, train: int = 0, seed: int = 3, shar
             write_split(root, split, made, shards)
 
 
-def write_multilabel(root: str, test: int = 24) -> None:
+def write_multilabel(root: str, test: int = 24, train: int = 0) -> None:
     """Each picture has a colour and a shape among the names."""
     write_names(root, [*COLORS, *SHAPES], ["{c}"], "multilabel")
-    made = []
-    for image, _, label in pairs(test, seed=5):
-        out = io.BytesIO()
-        np.save(out, np.array([name in NAMES[label] for name in (*COLORS, *SHAPES)], np.int64))
-        made.append({"jpg": image, "npy": out.getvalue()})
-    write_split(root, "test", made)
+    for split, count, seed in (("test", test, 5), ("train", train, 105)):
+        made = []
+        for image, _, label in pairs(count, seed):
+            out = io.BytesIO()
+            np.save(out, np.array([name in NAMES[label] for name in (*COLORS, *SHAPES)], np.int64))
+            made.append({"jpg": image, "npy": out.getvalue()})
+        if made:
+            write_split(root, split, made)
 
 
 def write_retrieval(root: str, test: int = 12) -> None:

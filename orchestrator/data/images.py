@@ -198,6 +198,19 @@ class ImageTransform:
         return cls(image_size=sides.pop(), mean=(red, green, blue), std=(red_std, green_std, blue_std), **options)
 
 
+def decode_rgb(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
+    """A picture as `ImageTransform` sees it before it is resized, for whoever resizes otherwise.
+
+    Raises
+    ------
+    ImageError
+    """
+    with _Source(data, max_pixels) as source:
+        source.image.load()
+        return _orient(to_rgb(source.image), source.orientation)
+    raise AssertionError("unreachable")
+
+
 class _Source:
     """An encoded picture with its header read; as a context manager it turns any failure inside into an ImageError."""
 

@@ -20,6 +20,7 @@ from orchestrator.evaluate.few_shot import FewShot, examples_to_match, few_shot,
 from orchestrator.evaluate.linear_probe import LinearProbe, Probes
 from orchestrator.evaluate.measure import Score, class_rows, measure, predictions, top_scores
 from orchestrator.evaluate.metrics import METRICS
+from orchestrator.evaluate.multilabel_probe import MultiLabelProbes
 from orchestrator.evaluate.regularisation import search_strength
 from orchestrator.evaluate.retrieval import DEPTHS, recall_interval, retrieval
 from orchestrator.inference import Embedder, zero_shot_classifier
@@ -71,13 +72,15 @@ def zero_shot(embedder: Embedder, dataset: EvaluationSet, features: Features) ->
 
 
 def split_validation(training: Features, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the training samples to fit on and of those to choose with: a fifth of each class."""
+    """Places of the training samples to fit on and of those to choose with: a fifth of each class, or of all samples
+    where they have several classes each."""
     assert training.label is not None
-    order_N = np.random.default_rng(seed).permutation(len(training.label))
+    label_N = training.label if training.label.ndim == 1 else np.zeros(len(training.label), np.int64)
+    order_N = np.random.default_rng(seed).permutation(len(label_N))
     # Ranks within each class, in the order drawn: every fifth is held out.
     rank_N = np.empty(len(order_N), np.int64)
-    for label in np.unique(training.label):
-        own = order_N[training.label[order_N] == label]
+    for label in np.unique(label_N):
+        own = order_N[label_N[order_N] == label]
         rank_N[own] = np.arange(len(own))
     held = rank_N % HELD_OUT == HELD_OUT - 1
     if not held.any():
@@ -110,6 +113,7 @@ class Probing:
         assert training.label is not None and test.label is not None
         self.metric = metric_of(dataset.name, dataset.kind)
         self._classes, self._device = len(dataset.class_names), device
+        self._probes = MultiLabelProbes if dataset.kind == "multilabel" else Probes
         self.test = test.feature_NF, test.label
         if validation is None:
             fit, held = split_validation(training)
@@ -134,18 +138,20 @@ class Probing:
 
     def full(self) -> dict[str, Any]:
         """The paper's probe: strength chosen on validation data, then fitted on training and validation data."""
-        search = search_strength(Probes(*self.training, device=self._device), self.score(self.validation))
-        feature_NF, label_N = (np.concatenate(parts) for parts in zip(self.training, self.validation, strict=True))
-        (probe,) = Probes(feature_NF, label_N, device=self._device).fit([search.strength])
+        search = search_strength(self._probes(*self.training, device=self._device), self.score(self.validation))
+        feature_NF, label = (np.concatenate(parts) for parts in zip(self.training, self.validation, strict=True))
+        (probe,) = self._probes(feature_NF, label, device=self._device).fit([search.strength])
         scores_NC = self.all_scores(probe, self.test[0])
+        # Of several classes each, a sample counts for every one of them.
+        a_class = label.sum(axis=0).mean() if label.ndim > 1 else len(label) / len(np.unique(label))
         return {
             "metric": self.metric,
             "score": measure(self.metric, scores_NC, self.test[1])._asdict(),
             "strength": search.strength,
             "chosen on": self.chosen_on,
             "validation": {f"{strength:.4g}": score for strength, score in search.scores.items()},
-            "training samples": len(label_N),
-            "samples a class": len(label_N) / len(np.unique(label_N)),
+            "training samples": len(label),
+            "samples a class": float(a_class),
             "converged": probe.converged,
         }
 
@@ -154,14 +160,14 @@ class Probing:
         return few_shot(self.training, self.validation, self.score(self.test), shots, range(repeats), self._device)
 
 
-def few_shot_result(found: FewShot, full: dict[str, Any], zero_shot_score: float) -> dict[str, Any]:
+def few_shot_result(found: FewShot, full: dict[str, Any], zero_shot_score: float | None) -> dict[str, Any]:
     """The curve with intervals, and how many examples a class zero-shot is worth.
 
     Parameters
     ----------
     found : the curve of few examples
     full : the probe of all, the curve's last point
-    zero_shot_score : of the ensemble
+    zero_shot_score : of the ensemble; None: an encoder without words, whose curve stands alone
     """
     shots = [float(one) for one in found.shots_S]
     score_RS = found.score_RS
@@ -169,14 +175,16 @@ def few_shot_result(found: FewShot, full: dict[str, Any], zero_shot_score: float
         shots.append(full["samples a class"])
         every_R1 = np.full((len(score_RS), 1), full["score"]["value"])
         score_RS = np.concatenate([score_RS, every_R1], axis=1)
-    match = examples_to_match(shots, score_RS, zero_shot_score)
     curve = [mean_and_interval(score_R.tolist()) for score_R in found.score_RS.T]
-    return {
+    result = {
         "shots": found.shots_S,
         "scores": found.score_RS.T.tolist(),
         "curve": [Score(*one)._asdict() for one in curve],
-        "zero-shot is worth": {**match._asdict(), "text": str(match)},
     }
+    if zero_shot_score is not None:
+        match = examples_to_match(shots, score_RS, zero_shot_score)
+        result["zero-shot is worth"] = {**match._asdict(), "text": str(match)}
+    return result
 
 
 def retrieval_result(features: Features) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator import storage
 from orchestrator.config import ConfigError
@@ -28,13 +28,15 @@ class Asked:
     Parameters
     ----------
     out : URI of the report's folder
-    options, gate : of an evaluation
+    options, gate : of an evaluation; its first where there are two
+    beside : another image encoder's evaluation on the same sets
     results : to be compared
     """
 
     out: str
     options: Options | None = None
     gate: Gate | None = None
+    beside: Options | None = None
     results: Results | None = None
 
 
@@ -62,7 +64,10 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
     )
     parser.add_argument("--suite", choices=SUITES, default="all")
     parser.add_argument("--out", help="folder of the results; default: `eval` beside the model, `comparison` there")
-    parser.add_argument("--features", help="folder of the features, which runs may share; default: <out>/features")
+    parser.add_argument(
+        "--features", metavar="ENCODER", help="a folder of another image encoder (transformers): its probes on the sets"
+    )
+    parser.add_argument("--cache", help="folder of the features, which runs may share; default: <out>/features")
     parser.add_argument("--split", default="test", help="the split that is measured")
     parser.add_argument(
         "--templates", help="a file of prompt templates with {c}, one a line, in place of the sets' own"
@@ -77,36 +82,56 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
     parser.add_argument("--compare", nargs="+", metavar="EVAL", help="folders of evaluations to be held side by side")
     found = parser.parse_args(argv)
     if found.compare:
-        if found.model or found.datasets:
-            raise ValueError("--compare reads evaluations that were made before: leave --model and --datasets out")
+        if found.model or found.datasets or found.features:
+            raise ValueError(
+                "--compare reads evaluations that were made before: leave --model, --features and --datasets out"
+            )
         folders = [storage.absolute(folder) for folder in found.compare]
         out = found.out or storage.join(folders[-1], "comparison")
         return Asked(storage.absolute(out), results=read_results(folders))
-    if not found.model or not found.datasets:
-        raise ValueError("--model and --datasets are needed (or --compare): a model directory, and folders of sets")
+    if not (found.model or found.features) or not found.datasets:
+        raise ValueError(
+            "--model (or --features, or both) and --datasets are needed, or --compare: a model directory, and folders "
+            "of sets"
+        )
+    if found.features and "probe" not in SUITES[found.suite]:
+        raise ValueError(
+            f"--features {found.features}: an image encoder has no words, and suite {found.suite} no probes"
+        )
+    if found.shift and not found.model:
+        raise ValueError("--shift: of zero-shot accuracy, which needs --model")
     if min(found.shots) < 1 or found.repeats < 1 or found.batch_size < 1:
         raise ValueError("--shots, --repeats and --batch-size: whole numbers of at least 1")
-    if not found.out and found.model.startswith("hf://"):
-        raise ValueError(f"--model {found.model}: the hub is not written to; name a folder for the results with --out")
-    model = storage.absolute(found.model.rstrip("/"))
-    out = storage.absolute(found.out or storage.join(model.rpartition("/")[0], "eval"))
+    option, main = ("--model", found.model) if found.model else ("--features", found.features)
+    if not found.out and main.startswith("hf://"):
+        raise ValueError(f"{option} {main}: the hub is not written to; name a folder for the results with --out")
+    main = storage.absolute(main.rstrip("/"))
+    parent, _, name = main.rpartition("/")
+    # Encoders often lie side by side, models in folders of their runs.
+    out = storage.absolute(found.out or storage.join(parent, "eval" if found.model else f"{name}-eval"))
     datasets = name_sets([storage.absolute(pattern) for pattern in found.datasets])
     options = Options(
-        model,
+        main,
         datasets,
         found.suite,
         out,
-        storage.absolute(found.features) if found.features else storage.join(out, "features"),
+        storage.absolute(found.cache) if found.cache else storage.join(out, "features"),
         found.split,
         _templates(found.templates) if found.templates else [],
         tuple(sorted(set(found.shots))),
         found.repeats,
         found.batch_size,
         found.shift,
+        image_only=not found.model,
     )
+    beside = None
+    if found.model and found.features:
+        encoder = storage.absolute(found.features.rstrip("/"))
+        own = storage.join(out, "encoders", encoder.rpartition("/")[2])
+        beside = replace(options, model=encoder, out=own, shifts=[], image_only=True)
     asked_pairs(options.shifts, list(datasets))
     gate = read_gate(found.fail_below, list(datasets)) if found.fail_below else None
-    return Asked(out, options, gate)
+    return Asked(out, options, gate, beside)
 
 
 def name_sets(patterns: Sequence[str]) -> dict[str, str]:
@@ -120,7 +145,7 @@ def name_sets(patterns: Sequence[str]) -> dict[str, str]:
 
 
 def run(asked: Asked) -> str:
-    """Do it, on the Ray that this process has joined, and write the report.
+    """Do it, on the Ray that this process has joined, and write the report; of two, their comparison, too.
 
     Returns
     -------
@@ -139,6 +164,11 @@ def run(asked: Asked) -> str:
     write_report(asked.out, result)
     problems = [f"{name} failed: {why}" for name, why in result["failed"].items()]
     problems += below(asked.gate or {}, result["sets"])
+    if asked.beside is not None:
+        other = evaluate(asked.beside, lambda line: print(line, flush=True))
+        write_report(asked.beside.out, other)
+        problems += [f"{name} failed: {why}" for name, why in other["failed"].items() if name not in result["failed"]]
+        write_comparison(storage.join(asked.out, "comparison"), read_results([asked.out, asked.beside.out]))
     if problems:
         raise EvaluationFailed("; ".join([*problems, f"the report is {report}"]))
     return report

@@ -131,7 +131,6 @@ def _scaling(uri: str, results: Results) -> list[Part]:
         for name in next(iter(results.values()))["sets"]
         if all(name in one["sets"] and score_of(one["sets"][name], "zero-shot") is not None for one in results.values())
     ]
-    compute = {model: float(one["flops"]) for model, one in results.items()}
     error = {
         name: {model: 1 - float(score_of(one["sets"][name], "zero-shot") or 0) for model, one in results.items()}
         for name in shared
@@ -140,6 +139,7 @@ def _scaling(uri: str, results: Results) -> list[Part]:
     error = {name: one for name, one in error.items() if min(one.values()) > 0}
     if not error:
         return []
+    compute = {model: float(one["flops"]) for model, one in results.items()}
     law = scaling_law(compute, error)
     mean = {model: float(np.mean([one[model] for one in error.values()])) for model in results}
     rows = [

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import ray
 from ray.data import ActorPoolStrategy
 
 from orchestrator import storage
-from orchestrator.data.images import ImageError, ImageTransform
+from orchestrator.data.images import ImageError
 from orchestrator.data.pipeline import BLOCK_BYTES
 from orchestrator.data.shards import RawSample
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError
@@ -25,7 +27,20 @@ from orchestrator.evaluate.features import FeatureFolder, Part, part_table
 
 # Rows of a part, at most.
 PART_SAMPLES = 1024
+# Sets named in a line of progress.
+UNDER_WAY_SHOWN = 3
 Columns = dict[str, np.ndarray]
+# (device, batch_size) -> an Embedder or ImageEncoder.
+Load = Callable[[str, int], Any]
+
+
+class Transform(Protocol):
+    """What happens to a picture before a model sees it: an encoded one -> uint8 (3, R, R)."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    def evaluate(self, data: bytes) -> np.ndarray: ...
 
 
 @dataclass
@@ -56,7 +71,7 @@ class ReadShard:
     transform : the model's
     """
 
-    def __init__(self, splits: Sequence[Split], transform: ImageTransform):
+    def __init__(self, splits: Sequence[Split], transform: Transform):
         self._splits, self._transform = splits, transform
         side = transform.image_size
         self._most = min(PART_SAMPLES, max(1, BLOCK_BYTES // (3 * side**2)))
@@ -114,16 +129,14 @@ class EmbedBlocks:
 
     Parameters
     ----------
-    model_uri : the model
+    load : makes the model, of (device, batch_size)
     folders : of each split
     device : torch device
     batch_size : pictures in one forward pass
     """
 
-    def __init__(self, model_uri: str, folders: list[FeatureFolder], device: str, batch_size: int):
-        from orchestrator.inference import Embedder
-
-        self._embedder, self._folders = Embedder(model_uri, device, batch_size), folders
+    def __init__(self, load: Load, folders: list[FeatureFolder], device: str, batch_size: int):
+        self._embedder, self._folders = load(device, batch_size), folders
 
     def __call__(self, block: Columns) -> Columns:
         """Ray Data joins small blocks; each run of neighbours in one becomes a part."""
@@ -144,7 +157,9 @@ class EmbedBlocks:
             return _answer(split, shard, first, 0, about[0])
         embedding_ND, feature_NF = self._embedder.embed_images_with_features(block["image"])
         texts = [one["texts"] for one in about]
-        caption_TD = self._embedder.embed_texts([text for one in texts for text in one])
+        captions = [text for one in texts for text in one]
+        # Only retrieval has captions, and an image encoder no words for them.
+        caption_TD = self._embedder.embed_texts(captions) if captions else embedding_ND[:0]
         table = part_table(
             [one["key"] for one in about], [one["label"] for one in about], texts,
             embedding_ND.numpy(), feature_NF.numpy(), caption_TD.numpy(),
@@ -153,35 +168,60 @@ class EmbedBlocks:
         return _answer(split, shard, first, len(about), {})
 
 
+class Progress(NamedTuple):
+    """How far an extraction is.
+
+    Parameters
+    ----------
+    pictures : embedded by this job so far
+    left : still to come, as the shards that have ended let expect; None: none has
+    sets : of each set under way and not done its shards that have ended, and all
+    """
+
+    pictures: int
+    left: int | None
+    sets: dict[str, tuple[int, int]]
+
+    def line(self, seconds: float) -> str:
+        """For the reader of a job's output, after so many seconds."""
+        rate = self.pictures / seconds
+        text = f"{self.pictures:,} pictures embedded, {rate:,.0f} a second"
+        if self.left is not None:
+            text += f", about {timedelta(seconds=round(self.left / rate))} left"
+        under_way = [f"{name} {ended} of {shards} shards" for name, (ended, shards) in self.sets.items()]
+        return "; ".join([text, *under_way[:UNDER_WAY_SHOWN], *(["..."] if under_way[UNDER_WAY_SHOWN:] else [])])
+
+
 def extract(
-    model_uri: str,
-    transform: ImageTransform,
+    load: Load,
+    transform: Transform,
     splits: Sequence[Split],
     batch_size: int,
     on_end: Callable[[Split, str], None],
-    on_progress: Callable[[int], None] = lambda pictures: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Compute and store what is missing.
 
     Parameters
     ----------
-    model_uri : the model; every node must reach it
+    load : makes the model, of (device, batch_size), on any node
     transform : the model's
     splits : what to embed; parts that lie in a folder already are kept
     batch_size : pictures in one forward pass
     on_end : told of each split as it ends, and what is wrong with it; empty: it is complete
-    on_progress : told the number of pictures embedded so far, now and then
+    on_progress : told how far it is, now and then
     """
+    _quieten()
     for split in splits:
         split.done = split.folder.parts()
     tallies = [_Tally(split) for split in splits]
     pictures = 0
-    for number, shard, first, count, about in _answers(model_uri, transform, splits, batch_size):
+    for number, shard, first, count, about in _answers(load, transform, splits, batch_size):
         tally = tallies[number]
         if first >= 0:
             tally.parts.append(Part(shard, first, count))
             pictures += count
-            on_progress(pictures)
+            on_progress(_progress(pictures, tallies))
         else:
             tally.end(about)
         if not tally.told and (tally.error or tally.whole):
@@ -191,31 +231,61 @@ def extract(
             on_end(tally.split, tally.error)
 
 
+def _progress(pictures: int, tallies: Sequence[_Tally]) -> Progress:
+    ended = sum(tally.ended for tally in tallies)
+    in_ended = sum(tally.samples for tally in tallies)
+    left = 0.0
+    sets: dict[str, tuple[int, int]] = {}
+    for tally in tallies:
+        if tally.told:
+            continue
+        shards, have = len(tally.split.dataset.shards), sum(part.samples for part in tally.parts)
+        # A set's own shards, of which writers make the same size, or else the other sets'.
+        mean = tally.samples / tally.ended if tally.ended else in_ended / ended if ended else 0.0
+        left += max(0.0, mean * shards - have)
+        if have:
+            so_far, of = sets.get(tally.split.dataset.name, (0, 0))
+            sets[tally.split.dataset.name] = so_far + tally.ended, of + shards
+    return Progress(pictures, round(left) if ended else None, sets)
+
+
+def _quieten() -> None:
+    """Leave Ray Data's warnings on the console, of its other lines none: the job tells of its own progress."""
+
+    def worth_saying(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING and "Progress bars disabled" not in record.getMessage()
+
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.level < logging.WARNING:
+            handler.setLevel(logging.WARNING)
+            handler.addFilter(worth_saying)
+
+
 class _Tally:
     """What is known of a split so far."""
 
     def __init__(self, split: Split):
         self.split, self.parts = split, list(split.done)
         self.error, self.told = "", False
-        self._ended = self._samples = 0
+        self.ended = self.samples = 0
 
     def end(self, about: dict[str, Any]) -> None:
         """A shard has ended."""
-        self._ended += 1
-        self._samples += about.get("samples", 0)
+        self.ended += 1
+        self.samples += about.get("samples", 0)
         self.error = self.error or about.get("error", "")
-        if not self.error and self._ended == len(self.split.dataset.shards) and not self._samples:
+        if not self.error and self.ended == len(self.split.dataset.shards) and not self.samples:
             self.error = f"evaluation set {self.split.dataset.name}: its shards hold no samples"
 
     @property
     def whole(self) -> bool:
         """A shard's end may overtake its last blocks."""
         shards = len(self.split.dataset.shards)
-        return self._ended == shards and sum(part.samples for part in self.parts) == self._samples
+        return self.ended == shards and sum(part.samples for part in self.parts) == self.samples
 
 
 def _answers(
-    model_uri: str, transform: ImageTransform, splits: Sequence[Split], batch_size: int
+    load: Load, transform: Transform, splits: Sequence[Split], batch_size: int
 ) -> Iterator[tuple[int, int, int, int, dict[str, Any]]]:
     rows = [
         {"split": number, "shard": shard}
@@ -243,7 +313,7 @@ def _answers(
     dataset = dataset.map_batches(
         EmbedBlocks,
         fn_constructor_args=(
-            model_uri, [split.folder for split in splits], "cuda" if gpus else "cpu", batch_size,
+            load, [split.folder for split in splits], "cuda" if gpus else "cpu", batch_size,
         ),
         batch_size=None,
         zero_copy_batch=True,

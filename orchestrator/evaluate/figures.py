@@ -20,12 +20,12 @@ Sets = Mapping[str, Mapping[str, Any]]
 
 def wordings(sets: Sets) -> Figure | None:
     """Zero-shot scores of each set by how its classes are worded, and the probe's where there is one."""
-    shown = {name: result for name, result in sets.items() if "zero_shot" in result}
+    shown = {name: result for name, result in sets.items() if "zero_shot" in result or "probe" in result}
     if not shown:
         return None
     figure, axes = drawing.new("Zero-shot and linear probe", "", "the set's metric (%)")
     scores = {
-        name: {key: one["score"] for key, one in result["zero_shot"]["wordings"].items()}
+        name: {key: one["score"] for key, one in result.get("zero_shot", {}).get("wordings", {}).items()}
         | ({"linear probe": result["probe"]["score"]} if "probe" in result else {})
         for name, result in shown.items()
     }
@@ -57,7 +57,8 @@ def few_shot(name: str, result: Mapping[str, Any]) -> Figure | None:
         found["shots"], 100 * y_S, label="linear probe, mean over draws and its 95% interval", **drawing.style_of(0)
     )
     axes.fill_between(found["shots"], *(100 * ends_S2.T), color=PALETTE[0], alpha=0.2, linewidth=0)
-    axes.axhline(100 * ensemble_score(result), color=PALETTE[1], linestyle="--", label="zero-shot, prompt ensemble")
+    if "zero_shot" in result:
+        axes.axhline(100 * ensemble_score(result), color=PALETTE[1], linestyle="--", label="zero-shot, prompt ensemble")
     axes.axhline(
         100 * result["probe"]["score"]["value"], color=QUIET, linestyle=":", label="linear probe, all examples"
     )
@@ -69,7 +70,7 @@ def few_shot(name: str, result: Mapping[str, Any]) -> Figure | None:
 
 def headroom(sets: Sets) -> Figure | None:
     """Zero-shot against full supervision on the same features, one mark a set."""
-    shown = {name: result for name, result in sets.items() if "probe" in result}
+    shown = {name: result for name, result in sets.items() if "probe" in result and "zero_shot" in result}
     if len(shown) < 2:
         return None
     figure, axes = drawing.new("Zero-shot against full supervision", "linear probe (%)", "zero-shot, ensemble (%)")

@@ -59,12 +59,60 @@ class LinearProbe:
         return float((best_N == np.asarray(label_N)).mean())
 
 
+class Directions:
+    """Features centred and turned to their principal directions.
+
+    This leaves the objective as it is, and there the Hessian is nearly diagonal: a starting point for L-BFGS that takes
+    a fraction of the iterations. Where there are fewer samples than features, it is the space of the samples that is
+    searched: the optimum lies there.
+
+    Parameters
+    ----------
+    features_ND : float
+    label : of each sample, a row each
+    dtype : of the features as they are fitted
+    device : torch device
+
+    Raises
+    ------
+    ValueError : shapes that do not match, a feature that is not finite
+    """
+
+    def __init__(self, features_ND: Tensor | np.ndarray, label: Tensor, dtype: torch.dtype, device: str | torch.device):
+        features_ND = torch.as_tensor(features_ND).to(device)
+        if features_ND.ndim != 2 or label.shape[:1] != features_ND.shape[:1]:
+            raise ValueError(
+                f"features {tuple(features_ND.shape)}, labels {tuple(label.shape)}: a row and a label each"
+            )
+        bad = (~features_ND.isfinite().all(dim=1)).nonzero()
+        if len(bad):
+            raise ValueError(f"features of sample {int(bad[0])} are not finite: the model's weights may not be")
+        exact_ND = features_ND.double()
+        self._mean_D = exact_ND.mean(dim=0)
+        centred_ND = exact_ND - self._mean_D
+        if len(centred_ND) > centred_ND.shape[1]:
+            variance_R, self._basis_DR = torch.linalg.eigh(centred_ND.T @ centred_ND / len(centred_ND))
+        else:
+            _, singular_R, basis_RD = torch.linalg.svd(centred_ND, full_matrices=False)
+            variance_R, self._basis_DR = singular_R**2 / len(centred_ND), basis_RD.T
+        self.variance_R = variance_R.clamp(min=0)
+        self.x_NR = (centred_ND @ self._basis_DR).to(dtype)
+
+    def turn(self, weight_KD: Tensor, bias_K: Tensor) -> Tensor:
+        """A probe's weights in these directions, its bias in the last column: (K, R + 1), float64."""
+        weight_KD = weight_KD.double()
+        return torch.cat([weight_KD @ self._basis_DR, (bias_K.double() + weight_KD @ self._mean_D)[:, None]], dim=1)
+
+    def turn_back(self, at_KP: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (K, D) and bias (K,) on the features as they came, of (K, R + 1)."""
+        at_KP = at_KP.double()
+        weight_KD = at_KP[:, :-1] @ self._basis_DR.T
+        dtype = self.x_NR.dtype
+        return weight_KD.to(dtype).contiguous(), (at_KP[:, -1] - weight_KD @ self._mean_D).to(dtype)
+
+
 class Probes:
     """A training set, made ready to be fitted at several strengths.
-
-    Features are centred and turned to their principal directions, which leaves the objective as it is, and where the
-    Hessian is nearly diagonal: a starting point for L-BFGS that takes a fraction of the iterations. Where there are
-    fewer samples than features, it is the space of the samples that is searched: the optimum lies there.
 
     Parameters
     ----------
@@ -85,29 +133,15 @@ class Probes:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ):
-        features_ND = torch.as_tensor(features_ND).to(device)
         label_N = torch.as_tensor(label_N).to(device)
-        if features_ND.ndim != 2 or label_N.shape != features_ND.shape[:1]:
-            raise ValueError(
-                f"features {tuple(features_ND.shape)}, labels {tuple(label_N.shape)}: a row and a label each"
-            )
-        bad = (~features_ND.isfinite().all(dim=1)).nonzero()
-        if len(bad):
-            raise ValueError(f"features of sample {int(bad[0])} are not finite: the model's weights may not be")
+        if label_N.ndim != 1:
+            raise ValueError(f"labels {tuple(label_N.shape)}: one a sample")
+        directions = Directions(features_ND, label_N, dtype, device)
         self.class_K, self._label_N1 = label_N.unique(return_inverse=True)
         self._label_N1 = self._label_N1[:, None]
         if len(self.class_K) < 2:
             raise ValueError(f"{len(self.class_K)} class among {len(label_N)} labels: a probe needs at least two")
-        exact_ND = features_ND.double()
-        self._mean_D = exact_ND.mean(dim=0)
-        centred_ND = exact_ND - self._mean_D
-        if len(centred_ND) > centred_ND.shape[1]:
-            variance_R, self._basis_DR = torch.linalg.eigh(centred_ND.T @ centred_ND / len(centred_ND))
-        else:
-            _, singular_R, basis_RD = torch.linalg.svd(centred_ND, full_matrices=False)
-            variance_R, self._basis_DR = singular_R**2 / len(centred_ND), basis_RD.T
-        self._variance_R = variance_R.clamp(min=0)
-        self._x_NR = (centred_ND @ self._basis_DR).to(dtype)
+        self._directions, self._x_NR = directions, directions.x_NR
 
     def fit(
         self,
@@ -133,11 +167,10 @@ class Probes:
         penalty_S = (2 if classes == 2 else 1) / (strength_S * samples)
         begin = torch.zeros(rank + 1, classes, dtype=torch.float64, device=x_NR.device)
         if start is not None:
-            begin[:rank] = self._basis_DR.T @ start.weight_KD.double().T
-            begin[rank] = start.bias_K.double() + start.weight_KD.double() @ self._mean_D
+            begin = self._directions.turn(start.weight_KD, start.bias_K).T
         # At equal chances of all classes the curvature of a class is (K - 1) / K^2 times the variance of the features.
         curvature = (classes - 1) / classes**2
-        hessian_SR = curvature * self._variance_R + penalty_S[:, None]
+        hessian_SR = curvature * self._directions.variance_R + penalty_S[:, None]
         hessian_SP = torch.cat([hessian_SR, torch.full_like(hessian_SR[:, :1], curvature)], dim=1)
         inverse_SP = (1 / hessian_SP)[..., None].expand(-1, -1, classes).flatten(1).to(x_NR.dtype)
         start_SP = begin.flatten().to(x_NR.dtype).repeat(len(strengths), 1)
@@ -176,12 +209,7 @@ class Probes:
     def _probe(
         self, strength: float, at_P: Tensor, value: Tensor, iterations: Tensor, converged: Tensor
     ) -> LinearProbe:
-        rank = self._x_NR.shape[1]
-        at_PK = at_P.double().unflatten(0, (rank + 1, len(self.class_K)))
-        weight_DK = self._basis_DR @ at_PK[:rank]
-        bias_K = at_PK[rank] - self._mean_D @ weight_DK
-        dtype = self._x_NR.dtype
+        weight_KD, bias_K = self._directions.turn_back(at_P.unflatten(0, (-1, len(self.class_K))).T)
         return LinearProbe(
-            weight_DK.T.to(dtype).contiguous(), bias_K.to(dtype), self.class_K, strength,
-            float(value), int(iterations), bool(converged),
+            weight_KD, bias_K, self.class_K, strength, float(value), int(iterations), bool(converged)
         )  # fmt: skip

@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from orchestrator import storage
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError, Kind, has_split, open_evaluation_set
 from orchestrator.evaluate.features import FeatureFolder, feature_folder
 from orchestrator.evaluate.few_shot import SHOTS
+from orchestrator.inference import Embedder
+from orchestrator.inference.image_encoder import ImageEncoder
 
 Part = Literal["zero-shot", "probe", "few-shot", "retrieval"]
 SUITES: dict[str, tuple[Part, ...]] = {
@@ -24,14 +27,16 @@ SUITES: dict[str, tuple[Part, ...]] = {
 }
 SUITED: dict[Kind, set[Part]] = {
     "classification": {"zero-shot", "probe", "few-shot"},
-    "multilabel": {"zero-shot"},
+    "multilabel": {"zero-shot", "probe"},
     "retrieval": {"retrieval"},
 }
 # Suites that look at pairs of sets, too.
 SHIFTING = ("all", "robustness")
 TRAINING, VALIDATION = "train", ("val", "valid", "validation")
 # Raise it when a result's content changes: results of before are then measured again.
-FORMAT = 1
+FORMAT = 2
+# What needs a text tower.
+WORDED: set[Part] = {"zero-shot", "retrieval"}
 
 
 @dataclass(frozen=True)
@@ -40,30 +45,42 @@ class Options:
 
     Parameters
     ----------
-    model : URI of a model directory
+    model : URI of a model directory, or of another library's image encoder
     datasets : URI of each set's folder, by name
     suite : a key of SUITES
     out : URI of the folder that results go to
-    features : URI of the folder that features are kept in; several models and runs may share it
+    cache : URI of the folder that features are kept in; several models and runs may share it
     split : the split that is measured
     templates : prompt templates with {c}; empty: each set's own
     shots : examples a class of few-shot probes
     repeats : seeds of each number of shots
     batch_size : pictures in one forward pass
     shifts : `standard=shifted`, names of two sets; ImageNet's known shifts need none
+    image_only : the model is another library's image encoder: what needs words is left out
     """
 
     model: str
     datasets: dict[str, str]
     suite: str
     out: str
-    features: str
+    cache: str
     split: str = "test"
     templates: list[str] = field(default_factory=list)
     shots: tuple[int, ...] = SHOTS
     repeats: int = 5
     batch_size: int = 256
     shifts: list[str] = field(default_factory=list)
+    image_only: bool = False
+
+    @property
+    def parts(self) -> set[Part]:
+        """What is measured, of sets that it suits."""
+        return set(SUITES[self.suite]) - (WORDED if self.image_only else set())
+
+    @property
+    def load(self) -> Callable[..., Embedder | ImageEncoder]:
+        """Makes the model, of (device, batch_size)."""
+        return partial(ImageEncoder if self.image_only else Embedder, self.model)
 
 
 @dataclass
@@ -101,7 +118,7 @@ def open_jobs(options: Options, fingerprint: str, say: Callable[[str], None]) ->
             failed[name] = str(error)
             say(f"{name}: failed: {error}")
             continue
-        if SUITED[job.kind] & set(SUITES[options.suite]):
+        if SUITED[job.kind] & options.parts:
             jobs.append(job)
         else:
             say(f"{name}: left out: a set of {job.kind}, which suite {options.suite} does not measure")
@@ -113,11 +130,11 @@ def open_jobs(options: Options, fingerprint: str, say: Callable[[str], None]) ->
 def _job(options: Options, name: str, root: str, fingerprint: str) -> Job:
     splits = {options.split: open_evaluation_set(name, root, options.split, options.templates)}
     kind = splits[options.split].kind
-    if "probe" in SUITES[options.suite] and kind == "classification":
+    if "probe" in SUITED[kind] & options.parts:
         for split in (TRAINING, *VALIDATION):
             if split != options.split and has_split(root, split):
                 splits[split] = open_evaluation_set(name, root, split, options.templates)
-    folders = {split: feature_folder(options.features, fingerprint, one, split) for split, one in splits.items()}
+    folders = {split: feature_folder(options.cache, fingerprint, one, split) for split, one in splits.items()}
     dataset = splits[options.split]
     depends = [
         FORMAT, fingerprint, options.suite, options.split, options.shots, options.repeats,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.evaluate.linear_probe import ITERATIONS, TOLERANCE, LinearProbe, Probes
+from orchestrator.evaluate.multilabel_probe import MultiLabelProbes
 
 # Eight steps a decade; the coarse grid takes every sixteenth.
 STEPS = 96
@@ -35,7 +36,7 @@ class Search:
 
 
 def search_strength(
-    training: Probes,
+    training: Probes | MultiLabelProbes,
     score: Callable[[LinearProbe], float],
     iterations: int = ITERATIONS,
     tolerance: float = TOLERANCE,

@@ -68,6 +68,7 @@ def score_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
                 if depth in one["zero_shot"]["wordings"][ENSEMBLE]:
                     row[depth] = one["zero_shot"]["wordings"][ENSEMBLE][depth]["value"]
         if "probe" in one:
+            row["metric"] = one["probe"]["metric"]
             row |= _score("probe", one["probe"]["score"]) | {"probe C": one["probe"]["strength"]}
         if "retrieval" in one:
             for way in WAYS:
@@ -90,7 +91,8 @@ def class_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
 def few_shot_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
     """One row a set and number of shots."""
     return [
-        {"set": name, "shots": shots, **_score("probe", score), "zero-shot": ensemble_score(one)}
+        {"set": name, "shots": shots, **_score("probe", score)}
+        | ({"zero-shot": ensemble_score(one)} if "zero_shot" in one else {})
         for name, one in sets.items()
         if "few_shot" in one
         for shots, score in zip(one["few_shot"]["shots"], one["few_shot"]["curve"], strict=True)
@@ -131,7 +133,7 @@ def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
     if result["failed"]:
         failed = [{"what": name, "why": why} for name, why in result["failed"].items()]
         parts += [Text("Failed", "heading"), rows_table(failed)]
-    classified = {name: one for name, one in sets.items() if "zero_shot" in one}
+    classified = {name: one for name, one in sets.items() if "zero_shot" in one or "probe" in one}
     if classified:
         parts += [Text("Classification", "heading"), rows_table([_line(name, one) for name, one in classified.items()])]
         parts += draw({"Zero-shot and linear probe": figures.wordings(sets)})
@@ -142,8 +144,9 @@ def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
         worth = [
             {"set": name, "zero-shot is worth, examples a class": one["few_shot"]["zero-shot is worth"]["text"]}
             for name, one in few.items()
+            if "zero-shot is worth" in one["few_shot"]
         ]
-        parts += [Text("Few-shot and data efficiency", "heading"), rows_table(worth)]
+        parts += [Text("Few-shot and data efficiency", "heading"), *([rows_table(worth)] if worth else [])]
         parts += draw({f"Few-shot probes of {name}": figures.few_shot(name, one) for name, one in few.items()})
     parts += _headroom(sets)
     if tables["shifts"]:
@@ -156,7 +159,8 @@ def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
         parts += draw({"Robustness": figures.robustness({"this model": result["shifts"]}, None)})
     for name, one in classified.items():
         worst = sorted(
-            (row for row in one["zero_shot"].get("classes", []) if row["samples"]), key=lambda row: row["accuracy"]
+            (row for row in one.get("zero_shot", {}).get("classes", []) if row["samples"]),
+            key=lambda row: row["accuracy"],
         )
         if worst:
             parts += [Text(f"Worst classes of {name}", "heading"), rows_table(worst[:WORST])]
@@ -165,9 +169,11 @@ def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
 
 
 def _line(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
-    wordings = one["zero_shot"]["wordings"]
-    line = {"set": name, "samples": one["samples"], "classes": one["classes"], "metric": one["zero_shot"]["metric"]}
-    line |= {wording: percent(wordings[wording]["score"]) for wording in (BARE, ONE, ENSEMBLE)}
+    line = {"set": name, "samples": one["samples"], "classes": one["classes"]}
+    line["metric"] = (one.get("zero_shot") or one["probe"])["metric"]
+    if "zero_shot" in one:
+        wordings = one["zero_shot"]["wordings"]
+        line |= {wording: percent(wordings[wording]["score"]) for wording in (BARE, ONE, ENSEMBLE)}
     line["linear probe"] = percent(one["probe"]["score"]) if "probe" in one else None
     reference = released_scores(name)
     line["released ViT-L-14-336, zero-shot"] = f"{reference['ViT-L-14-336']:.1f}" if reference else None
@@ -180,7 +186,11 @@ def _retrieval_line(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _headroom(sets: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    pairs = [(one["probe"]["score"]["value"], ensemble_score(one)) for one in sets.values() if "probe" in one]
+    pairs = [
+        (one["probe"]["score"]["value"], ensemble_score(one))
+        for one in sets.values()
+        if "probe" in one and "zero_shot" in one
+    ]
     if len(pairs) < 2:
         return []
     try:

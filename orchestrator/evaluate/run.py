@@ -21,11 +21,11 @@ import torch
 from orchestrator import storage
 from orchestrator.evaluate import analyses
 from orchestrator.evaluate.datasets import EvaluationSetError
-from orchestrator.evaluate.extract import Split, extract
+from orchestrator.evaluate.extract import Progress, Split, extract
 from orchestrator.evaluate.plan import (
     FORMAT,
     SHIFTING,
-    SUITES,
+    SUITED,
     TRAINING,
     VALIDATION,
     Job,
@@ -57,11 +57,11 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
 
     Raises
     ------
-    ModelDirectoryError, StorageError : the model cannot be read
+    ModelDirectoryError, StorageError : the model cannot be read, or another library's needs that library
     ValueError : a shift of sets that are not there
     EvaluationSetError : no set can be measured at all
     """
-    embedder = Embedder(options.model)
+    embedder = options.load()
     pairs = asked_pairs(options.shifts, list(options.datasets)) or known_pairs(list(options.datasets))
     jobs, failed = open_jobs(options, embedder.fingerprint, say)
     kept = {job.name: kept_result(options, job) for job in jobs}
@@ -104,19 +104,19 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             tasks.add(job)
     last = begin
 
-    def on_progress(pictures: int) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal last
         tasks.look()
         now = time.monotonic()
         if now - last >= PROGRESS_S:
             last = now
-            say(f"{pictures:,} pictures embedded, {pictures / (now - begin):,.0f} a second")
+            say(progress.line(now - begin))
 
-    extract(options.model, embedder.transform, missing, options.batch_size, on_end, on_progress)
+    extract(options.load, embedder.transform, missing, options.batch_size, on_end, on_progress)
     tasks.finish()
     shifts: dict[str, Any] = {}
     measured = {job.name: job for job in jobs if job.name in sets}
-    for standard, shifted in pairs if options.suite in SHIFTING else []:
+    for standard, shifted in pairs if options.suite in SHIFTING and not options.image_only else []:
         title = f"{standard} to {shifted}"
         try:
             if missing_set := next((name for name in (standard, shifted) if name not in measured), None):
@@ -129,7 +129,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         "format": FORMAT,
         "model": options.model,
         "fingerprint": embedder.fingerprint,
-        "flops": count_flops(embedder.model.config).image,
+        "flops": count_flops(embedder.model.config).image if isinstance(embedder, Embedder) else None,
         "suite": options.suite,
         "sets": {name: sets[name] for name in options.datasets if name in sets},
         "shifts": shifts,
@@ -199,7 +199,7 @@ def _task(function: Callable[..., Any], device: str) -> Any:
 def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
     """Everything that a suite measures of one set, kept in the results' folder; plain, without Ray."""
     dataset, *_ = job.splits.values()
-    parts = SUITES[options.suite]
+    parts = options.parts
     features = job.folders[options.split].read()
     result: dict[str, Any] = {
         "digest": job.digest, "kind": dataset.kind, "samples": len(features.key_N), "classes": len(dataset.class_names),
@@ -207,7 +207,7 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
     }  # fmt: skip
     if dataset.kind == "retrieval":
         result["retrieval"] = analyses.retrieval_result(features)
-    else:
+    elif "zero-shot" in parts:
         zero_shot, answers = analyses.zero_shot(Embedder(options.model, device, options.batch_size), dataset, features)
         result["zero_shot"] = zero_shot
         if answers is not None:
@@ -216,8 +216,8 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
             storage.write_bytes(
                 storage.join(options.out, "predictions", f"{file_name(job.name)}.parquet"), sink.getvalue()
             )
-        if "probe" in parts:
-            _probe(options, job, features, result, device)
+    if dataset.kind != "retrieval" and "probe" in parts:
+        _probe(options, job, features, result, device)
     result = analyses.finite(result)
     storage.write_bytes(result_uri(options, job.name), _json(result))
     return result
@@ -239,24 +239,23 @@ def summary_line(result: Mapping[str, Any]) -> str:
     if "zero_shot" in result:
         found.append(f"zero-shot {analyses.ensemble_score(result):.1%} {result['zero_shot']['metric']}")
     if "probe" in result:
-        found.append(f"probe {result['probe']['score']['value']:.1%}")
+        words = "" if "zero_shot" in result else f" {result['probe']['metric']}"
+        found.append(f"probe {result['probe']['score']['value']:.1%}{words}")
     return ", ".join([*found, *result["notes"]])
 
 
 def _probe(options: Options, job: Job, features: Any, result: dict[str, Any], device: str) -> None:
     dataset = job.splits[options.split]
-    if dataset.kind == "multilabel":
-        result["notes"].append("no probe: multi-label")
-        return
     if TRAINING not in job.folders:
         result["notes"].append("no probe: no train split")
         return
     own = next((job.folders[name].read() for name in VALIDATION if name in job.folders), None)
     probing = analyses.Probing(dataset, job.folders[TRAINING].read(), features, own, device)
     result["probe"] = probing.full()
-    if "few-shot" in SUITES[options.suite]:
+    if "few-shot" in SUITED[dataset.kind] & options.parts:
+        zero_shot_score = analyses.ensemble_score(result) if "zero_shot" in result else None
         found = probing.few(options.shots, options.repeats)
-        result["few_shot"] = analyses.few_shot_result(found, result["probe"], analyses.ensemble_score(result))
+        result["few_shot"] = analyses.few_shot_result(found, result["probe"], zero_shot_score)
 
 
 def _json(value: Any) -> bytes:

@@ -7,12 +7,14 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.multiclass import OneVsRestClassifier
 
 from orchestrator.evaluate import measure
 from orchestrator.evaluate.analyses import Probing, few_shot_result, finite, split_validation
 from orchestrator.evaluate.datasets import EvaluationSet
 from orchestrator.evaluate.features import Features
 from orchestrator.evaluate.few_shot import FewShot
+from orchestrator.evaluate.metrics import average_precision_11
 
 NAMES = ["a", "b", "c", "d", "e"]
 RNG = np.random.default_rng(0)
@@ -59,12 +61,30 @@ def test_a_class_that_training_lacks_is_never_chosen():
     assert 0.4 < found["score"]["value"] <= 0.8
 
 
+def test_of_many_labels_each_class_is_fitted_for_itself():
+    dataset = EvaluationSet("voc2007", NAMES, ["{c}"], [], "multilabel")
+
+    def many(count, seed):
+        one = features(count, seed)
+        both = np.eye(5, dtype=int)[one.label] | np.eye(5, dtype=int)[(one.label + 1) % 5]
+        return Features(one.key_N, both, one.embedding_ND, one.feature_NF, [], np.empty((0, 16)), np.empty(0))
+
+    training, test = many(100, 2), many(203, 4)
+    found = Probing(dataset, training, test).full()
+    theirs = OneVsRestClassifier(LogisticRegression(C=found["strength"], solver="newton-cholesky", tol=1e-9))
+    decided = theirs.fit(training.feature_NF, training.label).decision_function(test.feature_NF)
+    expected = np.mean([average_precision_11(*pair) for pair in zip(decided.T, test.label.T, strict=True)])
+    assert found["metric"] == "11-point mAP" and found["score"]["value"] == pytest.approx(expected, abs=0.006)
+    assert found["samples a class"] == 40 and found["chosen on"] == "20 held-out training samples"
+
+
 def test_few_shots_up_to_all_examples_and_what_zero_shot_is_worth():
     full = {"score": {"value": 0.9}, "samples a class": 64.0}
     found = few_shot_result(FewShot([1, 4], np.array([[0.3, 0.5], [0.3, 0.5]])), full, 0.7)
     # Halfway, in the logarithm, between 4 and 64 examples.
     assert found["zero-shot is worth"]["value"] == pytest.approx(16)
     assert found["curve"][0]["value"] == pytest.approx(0.3) and found["scores"] == [[0.3, 0.3], [0.5, 0.5]]
+    assert "zero-shot is worth" not in few_shot_result(FewShot([1], np.array([[0.3]])), full, None)
     assert few_shot_result(FewShot([1], np.array([[0.3]])), full, 0.95)["zero-shot is worth"]["text"] == "more than 64"
 
 

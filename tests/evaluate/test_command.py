@@ -15,6 +15,7 @@ from orchestrator.evaluate import measure
 from orchestrator.evaluate.command import name_sets, parse
 from orchestrator.evaluate.compare import read_results, write_comparison
 from orchestrator.evaluate.gate import below, read_gate
+from orchestrator.evaluate.plan import FORMAT
 from orchestrator.evaluate.shift import known_pairs
 
 
@@ -42,8 +43,20 @@ def test_imagenets_shifts_are_known():
 def test_results_go_beside_the_model_unless_told_otherwise(tmp_path):
     write_names(str(tmp_path / "set"))
     asked = parse(["--model", f"{tmp_path}/run/final", "--datasets", f"{tmp_path}/se*"], "")
-    assert asked.out == f"{tmp_path}/run/eval" and asked.options.features == f"{tmp_path}/run/eval/features"
-    assert asked.options.datasets == {"set": f"{tmp_path}/set"}
+    assert asked.out == f"{tmp_path}/run/eval" and asked.options.cache == f"{tmp_path}/run/eval/features"
+    assert asked.options.datasets == {"set": f"{tmp_path}/set"} and asked.beside is None
+
+
+def test_an_image_encoder_is_measured_alone_or_beside_a_model(tmp_path):
+    write_names(str(tmp_path / "set"))
+    sets = ["--datasets", f"{tmp_path}/set"]
+    alone = parse(["--features", f"{tmp_path}/vit/", *sets], "")
+    assert alone.options.model == f"{tmp_path}/vit" and alone.out == f"{tmp_path}/vit-eval" and alone.beside is None
+    assert alone.options.parts == {"probe", "few-shot"}
+    both = parse(["--model", f"{tmp_path}/run/final", "--features", f"{tmp_path}/vit", *sets, "--suite", "probe"], "")
+    assert both.options.model == f"{tmp_path}/run/final" and both.options.parts == {"zero-shot", "probe"}
+    assert both.beside.model == f"{tmp_path}/vit" and both.beside.parts == {"probe"}
+    assert both.beside.out == f"{tmp_path}/run/eval/encoders/vit" and both.beside.cache == both.options.cache
 
 
 BOUNDS = {"pets: 2": "pets: zero-shot: 2 is no bound", "cats: 0.5": "no set 'cats'; the sets are pets", "[": "not YAML"}
@@ -52,14 +65,16 @@ BOUNDS = {"pets: 2": "pets: zero-shot: 2 is no bound", "cats: 0.5": "no set 'cat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--model and --datasets are needed"),
+        ([], "and --datasets are needed, or --compare"),
+        (["--features", "e", "--datasets", "d", "--suite", "retrieval"], "has no words, and suite retrieval no probes"),
+        (["--features", "e", "--datasets", "d", "--shift", "d=d"], "--shift: of zero-shot accuracy"),
         (["--model", "m", "--datasets", "d", "--shots", "0"], "at least 1"),
         (["--model", "hf://a/b", "--datasets", "d"], "name a folder for the results with --out"),
         (["--model", "m", "--datasets", "d", "--shift", "d"], "write standard=shifted"),
         (["--model", "m", "--datasets", "d", "--shift", "d=e"], "there is no set 'e'"),
         (["--model", "m", "--datasets", "d", "--templates", "TEMPLATES"], "has no {c}"),
         (["--compare", "one"], "at least two"),
-        (["--compare", "one", "two", "--model", "m"], "leave --model and --datasets out"),
+        (["--compare", "one", "two", "--model", "m"], "leave --model, --features and --datasets out"),
         (["--compare", "one", "two"], "result.json: missing"),
     ],
 )
@@ -107,7 +122,7 @@ def write_evaluation(folder, flops, error, right_N):
     pq.write_table(table, folder / "predictions/pets.parquet")
     shifted = {"standard": {"hits": 700, "samples": 1000}, "shifted": {"hits": 500, "samples": 1000}, "classes": 2}
     content = {
-        "format": 1,
+        "format": FORMAT,
         "model": "m",
         "flops": flops,
         "sets": {"pets": result(1 - error)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from orchestrator.model.pixels import normalize_pixels
 def embed_all(model: str, split: Split) -> list[dict]:
     """What the tasks of Ray Data do, in this process; returns the answers to the driver."""
     read = ReadShard([split], Embedder(model).transform)
-    embed = EmbedBlocks(model, [split.folder], "cpu", batch_size=7)
+    embed = EmbedBlocks(partial(Embedder, model), [split.folder], "cpu", batch_size=7)
     blocks = [block for shard in range(len(split.dataset.shards)) for block in read.read(0, shard)]
     # Ray Data joins small blocks as it likes.
     joined = embed({name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]})
@@ -116,6 +117,30 @@ def test_features_of_another_model_other_data_or_another_transform_lie_elsewhere
     write_classes(root, seed=4)
     places.append(opened(root, str(tmp_path / "one"), features).folder.uri)
     assert len(set(places)) == 4
+
+
+def test_progress_foretells_what_is_left_from_the_shards_that_have_ended(tmp_path):
+    sets = {name: tmp_path / name for name in ("one", "other")}
+    for root in sets.values():
+        write_names(str(root))
+        storage.write_bytes(f"{root}/test/nshards.txt", b"4")
+    tallies = [
+        extract._Tally(Split(open_evaluation_set(name, str(root), "test", []), None)) for name, root in sets.items()
+    ]
+    one, other = tallies
+    one.parts = [extract.Part(0, 0, 30)]
+    assert extract._progress(30, tallies) == (30, None, {"one": (0, 4)})
+    one.end({"samples": 50})
+    # 4 shards of 50 samples in either set, of which 30 are there.
+    assert extract._progress(30, tallies) == (30, 370, {"one": (1, 4)})
+    other.end({"samples": 10})
+    other.parts = [extract.Part(0, 0, 10)]
+    found = extract._progress(40, tallies)
+    assert found == (40, 170 + 30, {"one": (1, 4), "other": (1, 4)})
+    line = "40 pictures embedded, 4 a second, about 0:00:50 left; one 1 of 4 shards; other 1 of 4 shards"
+    assert found.line(10.0) == line
+    one.told = True
+    assert extract._progress(40, tallies).left == 30
 
 
 def test_a_damaged_part_is_named(tmp_path):

@@ -21,8 +21,10 @@ from scipy import stats
 from shapes import NAMES, TEMPLATES, pairs
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
+from sklearn.multiclass import OneVsRestClassifier
 from tiny import save_tiny
 
+from orchestrator.evaluate.metrics import mean_average_precision_11
 from orchestrator.inference import Embedder, export_model
 
 ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
@@ -46,7 +48,7 @@ def evaluated(tmp_path_factory):
     save_tiny(str(work / "model"), "vit")
     write_classes(str(work / "sets/shapes"), test=60, train=120)
     write_classes(str(work / "sets/other"), test=36, seed=9)
-    write_multilabel(str(work / "sets/many"))
+    write_multilabel(str(work / "sets/many"), train=60)
     write_retrieval(str(work / "sets/captions"))
     write_names(str(work / "sets/broken"))
     write_split(str(work / "sets/broken"), "test", [{"jpg": pairs(1, 1)[0][0], "cls": b"99"}], shards=1)
@@ -151,6 +153,60 @@ def test_retrieval_and_many_labels_against_loops(evaluated):
     truth = np.array([[name in NAMES[one[2]] for name in names] for one in samples])
     near = average_precision_score(truth, image @ embedder.embed_texts(names).numpy().T)
     assert many["wordings"]["ensemble"]["score"]["value"] == pytest.approx(near, abs=0.12)
+
+
+def test_the_probe_of_many_labels_is_scikit_learns(evaluated):
+    work, _, result = evaluated
+    embedder = Embedder(str(work / "model"))
+    names = ["red", "green", "blue", "yellow", "circle", "square", "cross"]
+
+    def features(samples):
+        pixels = np.stack([embedder.transform.evaluate(image) for image, _, _ in samples])
+        truth = np.array([[int(name in NAMES[one[2]]) for name in names] for one in samples])
+        return embedder.embed_images_with_features(pixels)[1].numpy(), truth
+
+    found = result["sets"]["many"]["probe"]
+    one = LogisticRegression(C=found["strength"], solver="newton-cholesky", tol=1e-8)
+    x_ND, truth = features(pairs(24, seed=5))
+    decided = OneVsRestClassifier(one).fit(*features(pairs(60, seed=105))).decision_function(x_ND)
+    expected = mean_average_precision_11(decided, truth)
+    assert found["metric"] == "11-point mAP" and found["score"]["value"] == pytest.approx(expected, abs=0.05)
+    assert found["training samples"] == 60 and "few_shot" not in result["sets"]["many"]
+
+
+def test_another_librarys_encoder_is_measured_beside_the_model(evaluated, tmp_path):
+    work, _, _ = evaluated
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32, patch_size=8)).eval()
+    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    for one in (vit, processor):
+        one.save_pretrained(tmp_path / "vit")
+    done = job(
+        "--model", work / "model", "--features", tmp_path / "vit", "--datasets", work / "sets/{shapes,captions}",
+        "--shots", 1, 2, "--repeats", 2, "--out", tmp_path / "eval", "--cache", work / "eval/features",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    found = json.loads((tmp_path / "eval/encoders/vit/result.json").read_text())
+    assert list(found["sets"]) == ["shapes"] and "zero_shot" not in found["sets"]["shapes"]
+
+    def features(samples):
+        pixels = processor([Image.open(io.BytesIO(image)) for image, _, _ in samples], return_tensors="pt")
+        with torch.no_grad():
+            return vit(**pixels).pooler_output.numpy(), [one[2] for one in samples]
+
+    probe = found["sets"]["shapes"]["probe"]
+    theirs = LogisticRegression(C=probe["strength"], max_iter=20000, tol=1e-8).fit(*features(pairs(120, seed=103)))
+    assert probe["score"]["value"] == pytest.approx(theirs.score(*features(pairs(60, seed=3))), abs=0.1)
+    assert found["sets"]["shapes"]["few_shot"]["shots"] == [1, 2]
+    rows = list(csv.DictReader((tmp_path / "eval/comparison/scores.csv").open()))
+    (row,) = [row for row in rows if (row["set"], row["score"]) == ("shapes", "probe")]
+    assert float(row["vit"]) == probe["score"]["value"]
+    assert "few-shot" in (tmp_path / "eval/encoders/vit/report.md").read_text().lower()
+    # Ray Data's own lines would bury the job's.
+    assert not re.search("streaming_executor|INFO|WARNING", done.stdout + done.stderr), done.stderr
 
 
 def test_the_shift_counts_both_sets(evaluated):
