@@ -9,16 +9,33 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from ray_cluster import free_port, wait_until
 
 # Set before anything imports Ray: tests start clusters of their own and tell nobody.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+# Set before anything imports torch: its threads wait for each other by turning, on cores that other tests want.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("RAY_ADDRESS", None)
 
 KEY = "test-access-key"
+# Whose fixture `server` is one for all.
+SERVER = {f"test_{name}.py" for name in ("api", "faults", "fetch", "models", "openapi", "page")}
 SECRET = "test-secret-that-must-never-be-printed"
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests go to one process, since they share a cluster; those of the one server of the API, too."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            scope = super()._split_scope(nodeid)
+            return "the server" if Path(scope).name in SERVER else scope
+
+    return ByCluster(config, log)
 
 
 @dataclass
