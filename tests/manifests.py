@@ -61,7 +61,7 @@ def pods(overlay: str) -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def schema(kind: str) -> dict[str, Any]:
-    """KubeRay's schema of a kind as JSON schema; a field that it does not know is an error, as `kubectl apply` has it."""
+    """KubeRay's schema of a kind as JSON schema; a field that it does not know is an error, as for `kubectl apply`."""
     strict = _strict(json.loads(lzma.decompress(SCHEMAS.read_bytes()))[kind])
     strict["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own; the definitions leave it out.
     return strict

