@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 KUBERAY = Path(__file__).parents[1] / "cluster/kuberay"
 OVERLAYS = sorted(str(path.parent.relative_to(KUBERAY)) for path in KUBERAY.glob("overlays/*/*/kustomization.yaml"))
@@ -46,13 +47,20 @@ def ray_spec(overlay: str) -> dict[str, Any]:
     return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
+def autoscaling(overlay: str) -> dict[str, Any]:
+    """What Ray's own autoscaler makes of the cluster."""
+    return _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "", "namespace": ""}, "spec": ray_spec(overlay)}
+    )
+
+
 def pods(overlay: str) -> dict[str, dict[str, Any]]:
     """Pod specs by what they are for."""
     spec = ray_spec(overlay)
     found = {"head": spec["headGroupSpec"]["template"]["spec"]}
     found |= {group["groupName"]: group["template"]["spec"] for group in spec["workerGroupSpecs"]}
     for one in render(overlay):
-        if "submitterPodTemplate" in one["spec" if "spec" in one else "metadata"]:
+        if one["kind"] == "RayJob":
             found["submitter"] = one["spec"]["submitterPodTemplate"]["spec"]
         elif one["kind"] == "StatefulSet":
             found["redis"] = one["spec"]["template"]["spec"]

@@ -14,13 +14,12 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from manifests import KUBERAY, OVERLAYS, kustomize, of_kind, pods, ray_spec, reaches, render, schema
+from manifests import KUBERAY, OVERLAYS, autoscaling, kustomize, of_kind, pods, ray_spec, reaches, render, schema
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.preflight.room import Kind, trainers_beside_a_reader
+from cluster.preflight.ray_up import judge_types
 from orchestrator import cli, storage
 from orchestrator.tune import command
 from serving.settings import Settings
@@ -133,13 +132,11 @@ def test_kuberay_and_rays_autoscaler_read_the_cluster(overlay):
     assert spec["rayVersion"] == installed()["ray"]
     assert spec["enableInTreeAutoscaling"] and spec["autoscalerOptions"]["version"] == "v2"
     assert all("restartPolicy" not in pod for name, pod in pods(overlay).items() if name != "submitter")
-    cluster = {"metadata": {"name": "x", "namespace": "y"}, "spec": spec}
-    types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    types = dict(autoscaling(overlay)["available_node_types"])
     head = types.pop("headgroup")
-    assert head["resources"]["CPU"] == 0 and head["labels"] == {"clip-on-ray/role": "head"}
-    assert types
+    assert head["resources"]["CPU"] == 0
     for role, kind in types.items():
-        assert kind["labels"] == {"clip-on-ray/role": role}
+        assert kind["labels"]["clip-on-ray/role"] == role
         assert 0 <= kind["min_workers"] <= kind["max_workers"] >= 1
     roles = {"pretrain": ["data", "train"], "tune": ["data", "train"], "serve": ["serve"]}
     assert list(types) == roles.get(Path(overlay).name, ["data", "train", "serve"])
@@ -155,16 +152,15 @@ def test_a_jobs_command_parses_and_fills_the_gpus(overlay, monkeypatch):
     assert "runtimeEnvYAML" not in job["spec"]
     assert job["spec"]["metadata"] == {"image": pods(overlay)["head"]["containers"][0]["image"]}
     assert len(job["metadata"]["name"]) <= MOST_CHARACTERS
-    groups = {group["groupName"]: group for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
-    kinds = {}
-    for name, group in groups.items():
-        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        kinds[name] = Kind(group["maxReplicas"], float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)))
     fewest, most = config.train.worker_range
-    assert trainers_beside_a_reader(list(kinds.values()), config) >= most
-    gpus = kinds["train"].count * kinds["train"].gpus
-    assert (config.train.device == "gpu") == bool(gpus) and not kinds["data"].gpus
-    assert not gpus or fewest * at_once == most * at_once == gpus
+    nodes = autoscaling(overlay)
+    assert judge_types(nodes, config, overlay, "").status == "ok"
+    gpus = {
+        name: kind["max_workers"] * kind["resources"].get("GPU", 0)
+        for name, kind in nodes["available_node_types"].items()
+    }
+    assert gpus == {"headgroup": 0, "data": 0, "train": most * at_once if config.train.device == "gpu" else 0}
+    assert fewest == most
 
 
 @pytest.mark.parametrize("overlay", SERVICES)
@@ -223,7 +219,8 @@ def test_who_reaches_what():
     assert not ask(OPERATOR, HEAD, 8265) and not ask({}, HEAD, 8265, OPERATORS)
     assert ask(GATEWAY, WORKER, 8000) and ask({}, WORKER, 8000, {"clip-on-ray/ingress": "true"})
     assert not ask(GATEWAY, HEAD, 8000) and not ask(GATEWAY, WORKER, 8265) and not ask(GATEWAY, HEAD, 8265)
-    assert ask({}, WORKER, 8080, {"clip-on-ray/monitoring": "true"})
+    for port in (8080, 44217, 44227):
+        assert ask({}, HEAD, port, {"clip-on-ray/monitoring": "true"}) and not ask({}, HEAD, port)
     assert ask(HEAD, REDIS, "redis") and not ask(WORKER, REDIS, "redis") and not ask({}, REDIS, "redis")
 
 
@@ -256,4 +253,3 @@ def test_the_images_packages_are_what_the_project_asks_for():
     for line in [*project["dependencies"], *project["optional-dependencies"]["demo"]]:
         requirement = Requirement(line)
         assert packages[canonicalize_name(requirement.name)] in requirement.specifier, line
-    assert set(packages) == {canonicalize_name(name) for name in packages}
