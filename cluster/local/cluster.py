@@ -178,7 +178,7 @@ class LocalCluster:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             # The autoscaler imports this package, wherever it was started from.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
-            # Ray's own are fixed: of two clusters here one would be without, and Prometheus read the other's in its place.
+            # Ray's own ports for metrics are fixed: of two clusters here, one would show the other's.
             "AUTOSCALER_METRIC_PORT": str(free_port()),
             "DASHBOARD_METRIC_PORT": str(free_port()),
             # `ray job stop` waits so long for a run to write its checkpoint, in place of 3 seconds.
