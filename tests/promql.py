@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import urllib.request
-from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +20,11 @@ OPERATORS = {"and", "or", "unless", "bool", "offset"}
 
 def dashboard() -> dict[str, Any]:
     return json.loads(DASHBOARD.read_text())
+
+
+def names_of_rows(*rows: str) -> set[str]:
+    """Metrics that these rows of the dashboard name."""
+    return set().union(*(metric_names(query) for row, _, query in panel_queries() if row in rows))
 
 
 def panel_queries() -> list[tuple[str, str, str]]:
@@ -56,13 +61,14 @@ def label_names(expression: str) -> set[str]:
     return {*selected, *map(str.strip, grouped)} - {""}
 
 
-def wait_until_exposed(names: set[str], urls: Callable[[], Iterable[str]], timeout_s: float = 60.0) -> None:
-    """Until each name was seen at one of the endpoints: a gauge that nobody tells of again leaves them after a while."""
+def wait_until_exposed(names: set[str], targets: Path, timeout_s: float = 60.0) -> None:
+    """Wait until each name was seen at one of the endpoints that Ray lists for Prometheus in a file."""
     seen: set[str] = set()
 
     def all_seen() -> bool:
-        for url in urls():
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as reply:  # one of a lost node
+        for target in json.loads(targets.read_text())[0]["targets"]:
+            # One may be a lost node's.
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as reply:
                 seen.update(re.findall(r"^([a-zA-Z_:][\w:]*)[{ ]", reply.read().decode(), re.MULTILINE))
         return names <= seen
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import time
 import urllib.request
 
 import pytest
@@ -11,7 +13,11 @@ import yaml
 from ray_cluster import wait_until
 
 from orchestrator.config import ConfigError
+from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.data.rejects import RejectActor, RejectLedger
+from orchestrator.data.shards import Reject
 from orchestrator.train.metrics import MetricsWriter
+from orchestrator.train.progress import RunBoard
 from orchestrator.train.trackers import RayMetrics, check_trackers, make_trackers
 
 
@@ -81,20 +87,50 @@ def test_the_nodes_metrics_endpoint_shows_the_newest_values():
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         tracker = RayMetrics("mine")
-        tracker.log({"step": 10, "loss": 3.0})
-        tracker.log({"step": 20, "loss": 2.5})
+        tracker.log({"step": 10, "loss": 3.0, "time": 1.0})
+        tracker.log({"step": 20, "loss": 2.5, "time": 2.0})
+        # What is known where the driver is.
+        began = time.time()
+        board = RunBoard.remote("mine")
+        calls = [board.begin.remote(0), board.placed.remote(2), board.say.remote("a node leaves", "preemption")]
+        ray.get([*calls, board.begin.remote(4), board.placed.remote(3), board.post.remote({"step": 5})])
+        ledger = RejectLedger(Manifest([Shard("a.tar", 1, "", 0, samples=40)]), max_share=0.5)
+        rejects = RejectActor.remote(ledger, "mine")
+        kinds = ["empty_text", "truncated_image", "truncated_image"]
+        ray.get(rejects.add.remote([Reject("a.tar", index, "key", kind) for index, kind in enumerate(kinds)]))
         (node,) = ray.nodes()
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
         def shown():
             try:
                 with urllib.request.urlopen(url, timeout=5) as reply:
-                    lines = reply.read().decode().splitlines()
+                    found = values(reply.read().decode())
             except OSError:
                 return None
-            return next((line for line in lines if line.startswith("ray_clip_loss{")), None)
+            return found if "rejects" in str(found) and "loss" in str(found) and "workers" in str(found) else None
 
-        line = wait_until(shown, 60, "the gauge at the metrics endpoint")
-        assert 'run="mine"' in line and float(line.rsplit(" ", 1)[1]) == 2.5
+        found = wait_until(shown, 60, "the metrics at the endpoint")
+        assert began <= found.pop(("progressed_at_s", frozenset())) <= time.time()
+        assert found == {
+            ("step", frozenset()): 20,
+            ("loss", frozenset()): 2.5,
+            ("workers", frozenset()): 3,
+            ("events_total", frozenset({("event", "start")})): 2,
+            ("events_total", frozenset({("event", "preemption")})): 1,
+            ("reject_limit", frozenset()): 20,
+            ("rejects", frozenset({("reason", "empty_text")})): 1,
+            ("rejects", frozenset({("reason", "truncated_image")})): 2,
+        }
     finally:
         ray.shutdown()
+
+
+def values(exposition: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """The run's own samples, by name and by the labels that tell those of one name apart."""
+    found = {}
+    for line in exposition.splitlines():
+        if line.startswith("ray_clip_") and 'run="mine"' in line:
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+            own = frozenset((key, labels[key]) for key in ("event", "reason") if key in labels)
+            found[line[len("ray_clip_") : line.index("{")], own] = float(line.rsplit(" ", 1)[1])
+    return found
