@@ -63,13 +63,13 @@ def test_names_are_found_among_functions_labels_and_units():
 def test_panels_and_alerts_name_metrics_that_are_exported():
     own = {f"ray_{name}{suffix}" for name, metric in EXPORTED.items() for suffix in SUFFIXES[metric.kind]}
     known = own | {name for name in rays_metrics() if not name.startswith("ray_clip_")}
-    asked = {f"{row}: {panel}": metric_names(query) for row, panel, query in panel_queries()}
-    asked |= {alert: metric_names(query) for alert, query in alerts().items()}
+    queries = [*((f"{row}: {panel}", query) for row, panel, query in panel_queries()), *alerts().items()]
+    asked = [(place, metric_names(query)) for place, query in queries]
     for variable in dashboard()["templating"]["list"][1:]:
         (metric,) = re.fullmatch(r"label_values\((\w+), \w+\)", variable["query"]["query"]).groups()
-        asked[f"variable {variable['name']}"] = {metric}
-    assert all(asked.values())
-    assert {place: names - known for place, names in asked.items() if names - known} == {}
+        asked.append((f"variable {variable['name']}", {metric}))
+    assert all(names for _, names in asked)
+    assert [(place, names - known) for place, names in asked if names - known] == []
 
 
 def test_our_metrics_are_asked_for_by_labels_that_they_have():
