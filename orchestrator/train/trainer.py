@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import ray
 import ray.data
@@ -104,8 +106,8 @@ def pretrain(
         print(f"continuing {config.run.name} from step {start.step} of {last_step or steps}", flush=True)
     # They live where this process does: the loss of another node must not take them.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    rejects = RejectActor.options(scheduling_strategy=here).remote(bad)  # type: ignore[attr-defined]
-    board = RunBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    rejects = RejectActor.options(scheduling_strategy=here).remote(bad, config.run.name)  # type: ignore[attr-defined]
+    board = RunBoard.options(scheduling_strategy=here).remote(config.run.name)  # type: ignore[attr-defined]
     job = Job(
         config=config,
         run_uri=run.uri,
@@ -120,7 +122,7 @@ def pretrain(
         card=model_card(config, manifest),
     )
     trainer = _trainer(config, run, job, partial(_remaining_data, job, run))
-    with display(board, partial(explain_waiting, config)), ends_with_a_checkpoint(board):
+    with _gone_at_the_end(board), display(board, partial(explain_waiting, config)), ends_with_a_checkpoint(board):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -132,6 +134,15 @@ def pretrain(
         raise TrainingStopped(ended["error"])
     _say_what_was_trained_on(run, manifest, rejects, ended["left_out"])
     return run
+
+
+@contextlib.contextmanager
+def _gone_at_the_end(board: Any) -> Iterator[None]:
+    """What the board exports says that the run goes on: it must not outlive it, though this process evaluates yet."""
+    try:
+        yield
+    finally:
+        ray.kill(board)
 
 
 def total_steps(samples: int, config: Config) -> int:
