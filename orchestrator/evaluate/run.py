@@ -64,7 +64,8 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     ValueError : a shift of sets that are not there
     EvaluationSetError : no set can be measured at all
     """
-    require_nodes(options.placement)
+    require_nodes("placement.data", options.placement.data)
+    require_nodes("placement.train", options.placement.train)
     embedder = options.load()
     pairs = asked_pairs(options.shifts, list(options.datasets)) or known_pairs(list(options.datasets))
     jobs, failed = open_jobs(options, embedder.fingerprint, say)

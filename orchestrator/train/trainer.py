@@ -34,7 +34,7 @@ from orchestrator.train.run import RunDirectory
 from orchestrator.train.start import check_start
 from orchestrator.train.stop import ends_with_a_checkpoint
 from orchestrator.train.trackers import check_trackers
-from orchestrator.train.waiting import explain_reading, explain_waiting, require_device, require_nodes
+from orchestrator.train.waiting import explain_reading, explain_waiting, require_placement
 
 # Captions that a vocabulary is trained on, at most: more do not change it.
 VOCABULARY_CAPTIONS = 2_000_000
@@ -81,8 +81,7 @@ def pretrain(
     TrainingStopped : a non-finite loss, more bad samples than data.max_reject_share allows, or a shard that changed
     """
     check_trackers(config.run.trackers)
-    require_nodes(config.placement)
-    require_device(config)
+    require_placement(config)
     run = RunDirectory(config)
     run.claim(config)
     if run.finished:

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ray
 import ray._private.state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from orchestrator.config import Config, ConfigError, PlacementConfig
+from orchestrator.config import Config, ConfigError
 from orchestrator.placement import admits
 from orchestrator.train.cluster import nodes_of, total, uses_gpu
 
 
-def require_nodes(placement: PlacementConfig) -> None:
-    """Whether the cluster has, or may get, nodes for each kind of work.
+def require_nodes(option: str, selector: Mapping[str, str]) -> None:
+    """Whether the cluster has, or may get, nodes of a selector.
+
+    Parameters
+    ----------
+    option : that the selector is the value of
+    selector : label -> expression; empty: any node, and Ray is not asked
 
     Raises
     ------
-    ConfigError : no node that is alive has the labels of a selector, and there is no autoscaler that could start one
+    ConfigError : no node that is alive has such labels, and there is no autoscaler that could start one
     """
-    for kind in ("data", "train"):
-        missing = _missing(placement, kind)
-        if missing and not is_autoscaler_v2(fetch_from_server=True):
-            raise ConfigError(missing)
+    missing = selector and _missing(option, selector)
+    if missing and not is_autoscaler_v2(fetch_from_server=True):
+        raise ConfigError(missing)
 
 
-def require_device(config: Config) -> None:
-    """Whether it can be told what trainers run on.
+def require_placement(config: Config) -> None:
+    """Whether the cluster has, or may get, nodes for each kind of work, and it can be told what trainers run on.
 
     Raises
     ------
-    ConfigError : train.device is auto, and the nodes that would say are still to be started
+    ConfigError : it has none and may get none; or train.device is auto, and the nodes that would say are still to come
     """
     selector = config.placement.train
+    require_nodes("placement.data", config.placement.data)
+    require_nodes("placement.train", selector)
     if config.train.device == "auto" and not nodes_of(selector):
         raise ConfigError(
             f"train.device='auto': no node of placement.train={selector} is there yet, to see whether it has GPUs; "
@@ -50,7 +58,7 @@ def explain_waiting(config: Config, workers: int) -> str:
     if workers:
         return explain_reading(config, workers)
     train, selector = config.train, config.placement.train
-    missing = _missing(config.placement, "train")
+    missing = _missing("placement.train", selector)
     if missing:
         return f"waiting for a place for the trainers: {missing}"
     fewest, _ = train.worker_range
@@ -75,7 +83,7 @@ def explain_reading(config: Config, workers: int = 0) -> str:
     workers : training processes that have started
     """
     selector, reader, held = config.placement.data, config.data.cpus_per_reader, workers * config.train.cpus_per_worker
-    missing = _missing(config.placement, "data")
+    missing = _missing("placement.data", selector)
     if missing:
         return f"waiting for data: {missing}"
     free = [node.get("CPU", 0.0) for node in _free(selector)]
@@ -92,21 +100,19 @@ def explain_reading(config: Config, workers: int = 0) -> str:
     )
 
 
-def _missing(placement: PlacementConfig, kind: str) -> str:
-    """That no node is there of a kind, with the labels that there are and the cure; empty where one is."""
-    selector: dict[str, str] = getattr(placement, kind)
+def _missing(option: str, selector: Mapping[str, str]) -> str:
+    """That no node is there of a selector, with the labels that there are and the cure; empty where one is."""
     if nodes_of(selector):
         return ""
-    there = {(label, value) for node in nodes_of({}) for label, value in node["Labels"].items()}
-    seen = ", ".join(f"{label}={value}" for label, value in sorted(there) if label in selector)
+    there = {(label, value) for node in nodes_of({}) for label, value in node["Labels"].items() if label in selector}
+    seen = ", ".join(f"{label}={value}" for label, value in sorted(there))
     return (
-        f"placement.{kind}={selector}: no node that is alive has such labels; there is {seen or 'none of them'}. Start "
-        f"one that has (ray start --labels, or `labels` of an autoscaled node type), or run anywhere: "
-        f"--placement.{kind} '{{}}'"
+        f"{option}={dict(selector)}: no node that is alive has such labels; there is {seen or 'none of them'}. Start "
+        f"one that has (ray start --labels, or `labels` of an autoscaled node type), or set {option} to {{}}: anywhere"
     )
 
 
-def _free(selector: dict[str, str]) -> list[dict[str, float]]:
+def _free(selector: Mapping[str, str]) -> list[dict[str, float]]:
     """What is free on each node of a selector."""
     ids = {node["NodeID"] for node in nodes_of(selector)}
     return [free for node, free in ray._private.state.available_resources_per_node().items() if node in ids]

@@ -37,7 +37,7 @@ from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.resolution import Resolutions
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
-from orchestrator.train.waiting import require_device, require_nodes
+from orchestrator.train.waiting import require_placement
 from orchestrator.tune.population import check_rounds, round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
@@ -96,8 +96,7 @@ class Study:
         ConfigError : a setting whose global batch is larger than all that it trains on, more rounds than steps, or a
             placement that the cluster has no nodes for
         """
-        require_nodes(self.base.placement)
-        require_device(self.base)
+        require_placement(self.base)
         data = self._shared()
         if not data.started:
             manifest, tokenizer = open_data(self.base, data)
