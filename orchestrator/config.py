@@ -13,6 +13,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator import placement
+
 
 class ConfigError(ValueError):
     """An option, or a combination of options, that cannot work; the message names the key, its value and the cure."""
@@ -268,6 +270,23 @@ class EvaluationConfig:
 
 
 @dataclass
+class PlacementConfig:
+    """Which nodes of a cluster each kind of work runs on.
+
+    Each is a selector of Ray's node labels: label -> value, or `!value`, `in(a, b)`, `!in(a, b)`; all must fit. Empty:
+    any node. On the one node of a Ray that a job starts itself it does not count.
+
+    Parameters
+    ----------
+    data : for reading and decoding
+    train : for training processes, and for embedding and measuring with a trained model
+    """
+
+    data: dict[str, str] = field(default_factory=dict)
+    train: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class RunConfig:
     """The run's name and place.
 
@@ -301,13 +320,14 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def validate(self) -> None:
         """Raise ConfigError for the first value or combination that cannot work."""
-        for check in (_check_model, _check_data, _check_training):
+        for check in (_check_model, _check_data, _check_training, _check_placement):
             check(self)
 
 
@@ -438,3 +458,11 @@ def _check_training(config: Config) -> None:
     _require(bool(run.storage_path), "run.storage_path", run.storage_path, "a folder or URI for all runs")
     for template in config.evaluation.templates:
         _require("{c}" in template, "evaluation.templates", template, "a template needs {c} for the class name")
+
+
+def _check_placement(config: Config) -> None:
+    for key, selector in dataclasses.asdict(config.placement).items():
+        try:
+            placement.check(selector)
+        except ValueError as error:
+            raise ConfigError(f"placement.{key}={selector!r}: {error}") from None

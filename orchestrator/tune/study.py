@@ -37,6 +37,7 @@ from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.resolution import Resolutions
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
+from orchestrator.train.waiting import require_placement
 from orchestrator.tune.population import check_rounds, round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
@@ -92,8 +93,10 @@ class Study:
 
         Raises
         ------
-        ConfigError : a setting whose global batch is larger than all that it trains on, or more rounds than steps
+        ConfigError : a setting whose global batch is larger than all that it trains on, more rounds than steps, or a
+            placement that the cluster has no nodes for
         """
+        require_placement(self.base)
         data = self._shared()
         if not data.started:
             manifest, tokenizer = open_data(self.base, data)
@@ -234,7 +237,9 @@ def run_study(
     -------
     one Trial each, failed ones too
     """
-    trainable = tune.with_resources(tune.with_parameters(run_trial, study=study, measure=measure), {"cpu": TRIAL_CPUS})
+    # A trial's process only waits: on the nodes for data, rather than on those that are dear or may be taken away.
+    place = tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS}], bundle_label_selector=[study.base.placement.data])
+    trainable = tune.with_resources(tune.with_parameters(run_trial, study=study, measure=measure), place)
     filesystem, path = storage.open_location(storage.join(study.uri, "tune"))
     folder, _, name = path.rpartition("/")
     if tune.Tuner.can_restore(path, storage_filesystem=filesystem):

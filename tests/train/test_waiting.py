@@ -7,8 +7,8 @@ import ray
 from ray_cluster import wait_until
 
 from orchestrator.config import Config
-from orchestrator.train.cluster import explain_waiting
 from orchestrator.train.progress import ProgressDisplay, RunBoard
+from orchestrator.train.waiting import explain_waiting
 
 
 @pytest.fixture(scope="module")
