@@ -189,6 +189,8 @@ class TrainConfig:
     parallel : ddp (each worker holds the whole model) or fsdp (weights, gradients and moments are sharded over them)
     device : auto (a GPU a worker where the cluster has any), gpu, or cpu
     cpus_per_worker : logical CPUs that one training process reserves
+    gpus_per_worker : GPUs that it reserves where it trains on one: 1, or a part of one that other runs share, such as
+        trials of a study; then num_workers must be 1
     torch_threads : CPU threads of one training process; 0: this node's cores shared among its training processes
     precision : fp32 (on a GPU torch still lets convolutions round to TF32); bf16 (autocast); pure_bf16 (bf16, and the
         text tower's weights and Adam's moments are kept in bf16 too, rounded stochastically: the paper's way to save
@@ -222,6 +224,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "gpu", "cpu"] = "auto"
     cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 1.0
     torch_threads: int = 0
     precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
     checkpoint_activations: bool = False
@@ -443,6 +446,11 @@ def _check_training(config: Config) -> None:
     )
     _require(optim.max_grad_norm >= 0, "optim.max_grad_norm", optim.max_grad_norm, "0 (never) or more")
     _require(train.cpus_per_worker > 0, "train.cpus_per_worker", train.cpus_per_worker, "above 0")
+    _require(0 < train.gpus_per_worker <= 1, "train.gpus_per_worker", train.gpus_per_worker, "above 0, at most 1")
+    _require(
+        train.gpus_per_worker == 1 or most == 1, "train.gpus_per_worker", train.gpus_per_worker,
+        "NCCL takes one training process a GPU: a part of one needs train.num_workers=1",
+    )  # fmt: skip
     _require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
     _require(optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "0 or more")
     _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or more")

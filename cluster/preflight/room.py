@@ -77,7 +77,7 @@ def judge(kinds: list[Kind], config: Config, where: str, cure: str, limit: int |
     """
     fewest, most = config.train.worker_range
     found = trainers_beside_a_reader(kinds, config, limit)
-    gpu = " and a GPU" if asks_gpu(kinds, config) else ""
+    gpu = f" and {config.train.gpus_per_worker:g} GPUs" if asks_gpu(kinds, config) else ""
     reading, training = (
         f" on nodes of {selector}" if selector else "" for selector in (config.placement.data, config.placement.train)
     )
@@ -103,4 +103,4 @@ def places(kind: Kind, config: Config, gpu: bool) -> int:
     if not admits(config.placement.train, kind.labels):
         return 0
     by_cpu = int((kind.cpus + ROUNDING) / config.train.cpus_per_worker)
-    return min(by_cpu, int(kind.gpus)) if gpu else by_cpu
+    return min(by_cpu, int(kind.gpus) * int(1 / config.train.gpus_per_worker + ROUNDING)) if gpu else by_cpu

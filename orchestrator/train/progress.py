@@ -159,14 +159,16 @@ class ProgressDisplay:
             return
         if last or (record["step"] != self._seen and now - self._shown_at >= self._interval_s):
             self._shown_at = now
-            line = progress_line(record)
-            print(f"\r\033[K{line}" if sys.stdout.isatty() else line, end=self._end(last), flush=True)
+            self._report(record, last)
         self._seen = record["step"]
+
+    def _report(self, record: dict[str, Any], last: bool) -> None:
+        line = progress_line(record)
+        print(f"\r\033[K{line}" if sys.stdout.isatty() else line, end=self._end(last), flush=True)
 
     @staticmethod
     def _end(last: bool) -> str:
         return "" if sys.stdout.isatty() and not last else "\n"
 
-    @staticmethod
-    def _print(message: str) -> None:
+    def _print(self, message: str) -> None:
         print(f"\r\033[K{message}" if sys.stdout.isatty() else message, flush=True)

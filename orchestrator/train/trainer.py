@@ -232,7 +232,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
             num_workers=(fewest, most) if fewest < most else most,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=train.resize_every_s,  # type: ignore[call-arg]
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if use_gpu else {})},
             label_selector=config.placement.train or None,  # type: ignore[call-arg]
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]

@@ -63,7 +63,7 @@ def explain_waiting(config: Config, workers: int) -> str:
         return f"waiting for a place for the trainers: {missing}"
     fewest, _ = train.worker_range
     needs = f"{fewest} trainers need {fewest * train.cpus_per_worker:g} CPUs (train.cpus_per_worker)"
-    needs += f" and {fewest} GPUs" if uses_gpu(config) else ""
+    needs += f" and {fewest * train.gpus_per_worker:g} GPUs" if uses_gpu(config) else ""
     where = f"nodes of placement.train={selector} have" if selector else "the cluster has"
     free = _free(selector)
     cpus, gpus = (sum(node.get(resource, 0.0) for node in free) for resource in ("CPU", "GPU"))
