@@ -52,7 +52,7 @@ class RayCluster:
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         self.nodes.append(node)
-        wait_until(lambda: self.alive() >= expected, 60, "the start of another node")
+        wait_until(lambda: self.alive() >= expected, 120, "the start of another node")
         return node
 
     def alive(self) -> int:
@@ -143,7 +143,7 @@ def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> It
             return False
 
     try:
-        wait_until(ready, 90, "the start of a Ray head")
+        wait_until(ready, 180, "the start of a Ray head")
         yield cluster
     finally:
         for node in reversed(cluster.nodes):

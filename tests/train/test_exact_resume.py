@@ -97,7 +97,7 @@ def wait_for_checkpoint(root: Path, step: int, driver: subprocess.Popen, log: Pa
         assert driver.poll() is None, log.read_text()[-5000:]
         return last_checkpoint(root) >= step
 
-    wait_until(reached, 180, f"a checkpoint at step {step}")
+    wait_until(reached, 400, f"a checkpoint at step {step}")
 
 
 def trainers(nodes: list[subprocess.Popen]) -> list[psutil.Process]:
