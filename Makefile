@@ -10,7 +10,7 @@ demo: $(VENV)/demo.stamp  ## environment, real data, pretraining on Ray, zero-sh
 	$(BIN)/python jobs/pretrain.py --config demo
 
 test: $(VENV)/dev.stamp  ## environment and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

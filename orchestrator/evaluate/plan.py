@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 from orchestrator import storage
+from orchestrator.config import PlacementConfig
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError, Kind, has_split, open_evaluation_set
 from orchestrator.evaluate.features import FeatureFolder, feature_folder
 from orchestrator.evaluate.few_shot import SHOTS
@@ -57,6 +58,7 @@ class Options:
     batch_size : pictures in one forward pass
     shifts : `standard=shifted`, names of two sets; ImageNet's known shifts need none
     image_only : the model is another library's image encoder: what needs words is left out
+    placement : on which nodes
     """
 
     model: str
@@ -71,6 +73,7 @@ class Options:
     batch_size: int = 256
     shifts: list[str] = field(default_factory=list)
     image_only: bool = False
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     @property
     def parts(self) -> set[Part]:
