@@ -29,11 +29,11 @@ def cluster(tmp_path_factory):
 
 
 def roles_of(listed) -> dict[str, set[str]]:
-    """Name of a task or an actor's class -> roles of the nodes on which it ran."""
+    """Name of a task, or an actor's class -> roles of the nodes on which it ran, by Ray's own tables."""
     role = {node["NodeID"]: node["Labels"].get("clip-on-ray/role", "head") for node in ray.nodes()}
     found: dict[str, set[str]] = {}
     for one in listed:
-        found.setdefault(one.class_name if hasattr(one, "class_name") else one.name, set()).add(role[one.node_id])
+        found.setdefault(getattr(one, "class_name", "") or one.name, set()).add(role.get(one.node_id, "nowhere"))
     return found
 
 
