@@ -27,6 +27,7 @@ from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.cluster import uses_gpu
+from orchestrator.train.elastic import OnTheirNodes
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
 from orchestrator.train.network import NodeInterface
@@ -201,16 +202,22 @@ def _data_config(config: Config) -> ray.train.DataConfig:
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Without Ray's own guard of the workers' reservation.
+    """Without Ray's own guard of the workers' reservation, and with a count of places that minds labels.
 
-    That is an actor of each run that outlives all else and asks the dashboard whether the run is still there: without a
-    dashboard it never ends. Ray itself gives the reservation back when the job ends, and a study sees to that of trials
-    which it stops (`tune.reservations`).
+    The guard is an actor of each run that outlives all else and asks the dashboard whether the run is still there:
+    without a dashboard it never ends. Ray itself gives the reservation back when the job ends, and a study sees to that
+    of trials which it stops (`tune.reservations`).
     """
 
     def _create_default_callbacks(self) -> list:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+    def _initialize_and_run_controller(self, **options: Any) -> ray.train.Result:
+        scaling: Any = self.scaling_config
+        if scaling.elasticity_enabled and scaling.label_selector:
+            options["scaling_policy"] = OnTheirNodes(scaling)
+        return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
 
 
 def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.torch.TorchTrainer:

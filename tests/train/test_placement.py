@@ -29,17 +29,18 @@ def cluster(tmp_path_factory):
 
 
 def roles_of(listed) -> dict[str, set[str]]:
-    """Name of a task or an actor's class -> roles of the nodes on which it ran."""
+    """Name of a task, or an actor's class -> roles of the nodes on which it ran, by Ray's own tables."""
     role = {node["NodeID"]: node["Labels"].get("clip-on-ray/role", "head") for node in ray.nodes()}
     found: dict[str, set[str]] = {}
     for one in listed:
-        found.setdefault(one.class_name if hasattr(one, "class_name") else one.name, set()).add(role[one.node_id])
+        found.setdefault(getattr(one, "class_name", "") or one.name, set()).add(role.get(one.node_id, "nowhere"))
     return found
 
 
 def config_of(root) -> Config:
     recipe, file = write_data(str(root)), root / "recipe.yaml"
-    recipe["train"].update(epochs=1, log_every=1)
+    # More than the node for training holds, and no more than all nodes do.
+    recipe["train"].update(epochs=1, log_every=1, num_workers="1..3", cpus_per_worker=1.0)
     recipe["placement"] = {kind: {"clip-on-ray/role": kind} for kind in ("data", "train")}
     file.write_text(yaml.safe_dump(recipe))
     return cli.parse(["--config", str(file)], "")
@@ -53,7 +54,8 @@ def test_a_run_reads_trains_and_measures_where_it_is_told_to(cluster, tmp_path):
     tasks = roles_of(list_tasks(cluster.dashboard, limit=1000))
     assert tasks["inspect_shard"] == {"data"} and tasks["measure"] == {"train"}
     assert [ran for name, ran in tasks.items() if "ReadUnits" in name] == [{"data"}], tasks
-    assert roles_of(list_actors(cluster.dashboard))["RayTrainWorker"] == {"train"}
+    trainers = [one for one in list_actors(cluster.dashboard) if one.class_name == "RayTrainWorker"]
+    assert len(trainers) == 2 and roles_of(trainers) == {"RayTrainWorker": {"train"}}
 
 
 def test_labels_that_no_node_has_are_named_with_the_cure(cluster, tmp_path, monkeypatch):
