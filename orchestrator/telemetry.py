@@ -126,18 +126,18 @@ class Exporter:
     def set(self, name: str, value: float, **labels: str) -> None:
         """The new value of a gauge."""
         labels = {**self._labels, **labels}
-        self._values[name, tuple(labels.items())] = value
         self._metrics[name].set(value, labels)
+        self._values[name, tuple(labels.items())] = value
 
-    def _repeat(self) -> None:
-        while not self._closed.wait(REPEAT_S):
-            for (name, labels), value in list(self._values.items()):
-                self._metrics[name].set(value, dict(labels))
+    def count(self, name: str, **labels: str) -> None:
+        """One more of a counter."""
+        self._metrics[name].inc(1, {**self._labels, **labels})
 
     def close(self) -> None:
         """The gauges may go."""
         self._closed.set()
 
-    def count(self, name: str, **labels: str) -> None:
-        """One more of a counter."""
-        self._metrics[name].inc(1, {**self._labels, **labels})
+    def _repeat(self) -> None:
+        while not self._closed.wait(REPEAT_S):
+            for (name, labels), value in list(self._values.items()):
+                self._metrics[name].set(value, dict(labels))
