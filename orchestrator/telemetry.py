@@ -6,11 +6,14 @@ process, and, inside a Serve application, `application`, `deployment` and `repli
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import ray.util.metrics
 
+# Ray exports every RAY_metrics_report_interval_ms (10 s), and not more often than once a second.
+REPEAT_S = 1.0
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 BATCH_SIZES = (1.0, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -104,6 +107,9 @@ def export(name: str, library: Any = ray.util.metrics) -> Any:
 class Exporter:
     """Metrics of the table that have some labels in common.
 
+    Ray exports a gauge once each time that it is set, and drops it after two of its intervals. Here each stays until
+    `close`, or the end of the process: what a run says that waits or hangs must be seen most of all.
+
     Parameters
     ----------
     names : without `clip_`
@@ -113,11 +119,25 @@ class Exporter:
     def __init__(self, *names: str, **labels: str):
         self._labels = labels
         self._metrics = {name: export(name) for name in names}
+        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._closed = threading.Event()
+        threading.Thread(target=self._repeat, daemon=True, name="exporter").start()
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """The new value of a gauge."""
-        self._metrics[name].set(value, {**self._labels, **labels})
+        labels = {**self._labels, **labels}
+        self._metrics[name].set(value, labels)
+        self._values[name, tuple(labels.items())] = value
 
     def count(self, name: str, **labels: str) -> None:
         """One more of a counter."""
         self._metrics[name].inc(1, {**self._labels, **labels})
+
+    def close(self) -> None:
+        """The gauges may go."""
+        self._closed.set()
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(REPEAT_S):
+            for (name, labels), value in list(self._values.items()):
+                self._metrics[name].set(value, dict(labels))

@@ -14,7 +14,7 @@ from ray_cluster import REPOSITORY, wait_until
 
 MONITORING = REPOSITORY / "cluster/monitoring"
 DASHBOARD = MONITORING / "grafana/dashboards/clip-on-ray.json"
-VARIABLES = {"$run": ".*", "$application": ".*", "$__rate_interval": "1m"}
+VARIABLES = {"$run": ".*", "$application": ".+", "$__rate_interval": "1m"}
 OPERATORS = {"and", "or", "unless", "bool", "offset"}
 
 

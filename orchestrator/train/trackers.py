@@ -69,7 +69,7 @@ class RayMetrics:
                 self._exported.set(name, value)
 
     def close(self) -> None:
-        pass
+        self._exported.close()
 
 
 class MLflow:
