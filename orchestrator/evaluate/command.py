@@ -11,6 +11,7 @@ from orchestrator.config import ConfigError
 from orchestrator.evaluate.compare import Results, read_results, write_comparison
 from orchestrator.evaluate.few_shot import SHOTS
 from orchestrator.evaluate.gate import Gate, below, read_gate
+from orchestrator.evaluate.overlap_search import training_shards
 from orchestrator.evaluate.plan import SUITES, Options
 from orchestrator.evaluate.report import write_report
 from orchestrator.evaluate.run import evaluate
@@ -78,6 +79,13 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
     parser.add_argument(
         "--shift", action="append", default=[], metavar="STANDARD=SHIFTED", help="a pair of sets' names"
     )
+    parser.add_argument(
+        "--overlap",
+        nargs="+",
+        default=[],
+        metavar="SHARDS",
+        help="shards of training (globs and braces), or a run's manifest.json: pictures of the sets are sought in them",
+    )
     parser.add_argument("--fail-below", metavar="FILE", help="YAML of scores below which the job fails")
     parser.add_argument("--compare", nargs="+", metavar="EVAL", help="folders of evaluations to be held side by side")
     found = parser.parse_args(argv)
@@ -100,6 +108,8 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         )
     if found.shift and not found.model:
         raise ValueError("--shift: of zero-shot accuracy, which needs --model")
+    if found.overlap and not (found.model and "zero-shot" in SUITES[found.suite]):
+        raise ValueError("--overlap: of zero-shot answers, which need --model and a suite with them")
     if min(found.shots) < 1 or found.repeats < 1 or found.batch_size < 1:
         raise ValueError("--shots, --repeats and --batch-size: whole numbers of at least 1")
     option, main = ("--model", found.model) if found.model else ("--features", found.features)
@@ -122,13 +132,14 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         found.repeats,
         found.batch_size,
         found.shift,
+        training_shards([storage.absolute(pattern) for pattern in found.overlap]),
         image_only=not found.model,
     )
     beside = None
     if found.model and found.features:
         encoder = storage.absolute(found.features.rstrip("/"))
         own = storage.join(out, "encoders", encoder.rpartition("/")[2])
-        beside = replace(options, model=encoder, out=own, shifts=[], image_only=True)
+        beside = replace(options, model=encoder, out=own, shifts=[], overlap=[], image_only=True)
     asked_pairs(options.shifts, list(datasets))
     gate = read_gate(found.fail_below, list(datasets)) if found.fail_below else None
     return Asked(out, options, gate, beside)

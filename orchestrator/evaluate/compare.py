@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from orchestrator import storage
 from orchestrator.evaluate import figures
-from orchestrator.evaluate.analyses import ENSEMBLE
+from orchestrator.evaluate.answers import read_answers
+from orchestrator.evaluate.cells import Rows, write_csv
 from orchestrator.evaluate.gate import SCORES, score_of
-from orchestrator.evaluate.plan import FORMAT, file_name
-from orchestrator.evaluate.report import Rows, write_csv
+from orchestrator.evaluate.plan import FORMAT
 from orchestrator.evaluate.robustness import baseline, effective_robustness
 from orchestrator.evaluate.scaling_law import scaling_law
 from orchestrator.evaluate.shift import as_pair
@@ -117,12 +115,8 @@ def difference_rows(results: Results) -> Rows:
 
 def _answers(result: Mapping[str, Any], name: str) -> dict[str, bool]:
     """Whether each picture's likeliest class is its own; empty where answers were not kept."""
-    uri = storage.join(result["folder"], "predictions", f"{file_name(name)}.parquet")
-    if not storage.exists(uri):
-        return {}
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    best_N = table[f"{ENSEMBLE}: classes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)[:, 0]
-    return dict(zip(table["key"].to_pylist(), (best_N == table["label"].to_numpy()).tolist(), strict=True))
+    found = read_answers(result["folder"], name)
+    return dict(zip(found.key_N, found.right_N.tolist(), strict=True)) if found else {}
 
 
 def _scaling(uri: str, results: Results) -> list[Part]:

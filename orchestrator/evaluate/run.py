@@ -7,21 +7,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray
 import torch
 
 from orchestrator import storage
 from orchestrator.evaluate import analyses
+from orchestrator.evaluate.answers import write_answers
 from orchestrator.evaluate.datasets import EvaluationSetError
 from orchestrator.evaluate.extract import Progress, Split, extract
+from orchestrator.evaluate.overlap_measure import measure_overlap
 from orchestrator.evaluate.plan import (
     FORMAT,
     SHIFTING,
@@ -30,7 +30,6 @@ from orchestrator.evaluate.plan import (
     VALIDATION,
     Job,
     Options,
-    file_name,
     kept_result,
     open_jobs,
     result_uri,
@@ -53,7 +52,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     Returns
     -------
     the content of result.json: {model, fingerprint, flops, suite, sets: {name: ...}, shifts,
-    failed: {name: why}}
+    overlap, failed: {name: why}}
 
     Raises
     ------
@@ -125,6 +124,12 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             shifts[title] = ray.get(_task(measure_shift, device).remote(options, *both, device))
         except (EvaluationSetError, ray.exceptions.RayError) as error:
             on_failure(title, error)
+    overlap: dict[str, Any] = {}
+    if options.overlap:
+        try:
+            overlap = analyses.finite(measure_overlap(options, list(measured.values()), say))
+        except storage.StorageError as error:
+            on_failure("overlap", error)
     result = {
         "format": FORMAT,
         "model": options.model,
@@ -133,6 +138,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         "suite": options.suite,
         "sets": {name: sets[name] for name in options.datasets if name in sets},
         "shifts": shifts,
+        "overlap": overlap,
         "failed": failed,
     }
     storage.write_bytes(storage.join(options.out, "result.json"), _json(result))
@@ -211,11 +217,7 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
         zero_shot, answers = analyses.zero_shot(Embedder(options.model, device, options.batch_size), dataset, features)
         result["zero_shot"] = zero_shot
         if answers is not None:
-            sink = io.BytesIO()
-            pq.write_table(answers, sink)
-            storage.write_bytes(
-                storage.join(options.out, "predictions", f"{file_name(job.name)}.parquet"), sink.getvalue()
-            )
+            write_answers(options.out, job.name, answers)
     if dataset.kind != "retrieval" and "probe" in parts:
         _probe(options, job, features, result, device)
     result = analyses.finite(result)

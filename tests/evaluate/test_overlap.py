@@ -1,0 +1,98 @@
+"""Near-duplicates that were put into training are found, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from evaluation_sets import encoded, textures, write_seen
+from PIL import Image, ImageEnhance, ImageOps
+
+from orchestrator import storage
+from orchestrator.evaluate import overlap_search
+from orchestrator.evaluate.duplicates import find, make_bank, thumbnail
+from orchestrator.evaluate.overlap_search import Pictures, Progress, Tally, gather, search_shard, training_shards
+
+PICTURES = textures(40, seed=0)
+
+
+@functools.cache
+def bank_of(seed):
+    return bank(textures(40, seed))
+
+
+def bank(pictures):
+    return make_bank(np.stack([thumbnail(encoded(one)) for one in pictures]))
+
+
+def cut(picture, share):
+    left, top = (round((1 - share) * side * at) for side, at in zip(picture.size, (0.3, 0.9), strict=True))
+    return picture.crop((left, top, left + round(share * picture.width), top + round(share * picture.height)))
+
+
+COPIES = {
+    "encoded anew": lambda one: Image.open(io.BytesIO(encoded(one, 30))),
+    "half as large": lambda one: one.resize((48, 48), Image.Resampling.BILINEAR),
+    "stretched": lambda one: one.resize((128, 96)),
+    "brighter": lambda one: ImageEnhance.Brightness(one).enhance(1.15),
+    "cut by a tenth": lambda one: cut(one, 0.9),
+    "cut by a fifth": lambda one: cut(one, 0.8),
+    "with a border": lambda one: ImageOps.expand(one, 5, "white"),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_are_found_and_no_other_pictures(how):
+    copies = np.stack([thumbnail(encoded(COPIES[how](one), 75)) for one in PICTURES[:20]])
+    found = find(bank_of(0), copies)
+    assert all(match.training == match.evaluation for match in found), found
+    assert len(found) >= 19 and min(match.correlation for match in found) > 0.93
+
+
+def test_pictures_of_one_colour_match_nothing():
+    plain = bank([Image.new("RGB", (64, 64), (200, 40, 40))] * 2)
+    assert find(plain, plain.thumbnail_M) == []
+
+
+def searched(tmp_path, monkeypatch, pictures, others=40):
+    """Shards that hold every third of 30 textures, searched in this process; two sets share the textures."""
+    monkeypatch.setattr(overlap_search, "TOLD_EVERY", 16)
+    write_seen(str(tmp_path / "train"), others=others)
+    with storage.open_output(str(tmp_path / "train/2.parquet")) as stream:
+        images = [encoded(pictures[29], 60), encoded(pictures[0], 60), b"no picture"]
+        pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), stream)
+    keys = Pictures({"a": [f"a{n}" for n in range(20)], "b": [f"b{n}" for n in range(10)]})
+    shards = training_shards([f"{tmp_path}/train/{{0,1}}.tar", f"{tmp_path}/train/*.parquet"])
+    parts = [str(tmp_path / f"parts/{number}") for number in range(len(shards))]
+    told = [list(search_shard(keys, bank(pictures), shard, part)) for shard, part in zip(shards, parts, strict=True)]
+    return told, gather(parts, {name: str(tmp_path / f"{name}.parquet") for name in ("a", "b")})
+
+
+def test_what_was_put_into_training_is_listed_by_shard_and_place(tmp_path, monkeypatch):
+    told, (tally, seen) = searched(tmp_path, monkeypatch, textures(30, seed=0))
+    assert seen == {"a": {0, 3, 6, 9, 12, 15, 18}, "b": {1, 4, 7, 9}}
+    assert tally == Tally(pictures=40 + 10 + 2, rejected=1, pairs=12)
+    assert told[0] == [(25, False), (0, True)] and told[2] == [(2, True)]
+    pairs = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    # 40 others, then the copies of 0, 3, 6 ..., in two shards by turns.
+    first = [(one["sample"], one["sample_key"], one["shard"][-5:], one["index"], one["key"]) for one in pairs[:2]]
+    assert first == [(0, "a0", "0.tar", 20, "t00040"), (6, "a6", "0.tar", 21, "t00042")]
+    assert [one["index"] for one in pairs if one["shard"].endswith("parquet")] == [1]
+
+
+def test_progress_says_how_far_it_is():
+    assert Progress(3000, 2, 8).line(10) == "overlap: 3,000 pictures, 300 a second; 2 of 8 shards"
+
+
+def test_a_runs_manifest_names_its_shards(tmp_path):
+    (tmp_path / "manifest.json").write_text(
+        '{"format": 1, "shards": [{"uri": "s3://b/0.tar", "size": 1, "etag": "", "modified_ns": 0, "samples": 2}]}'
+    )
+    assert training_shards([f"{tmp_path}/manifest.json", "s3://b/{0,1}.tar"]) == ["s3://b/0.tar", "s3://b/1.tar"]
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"other\.json: not the manifest of a run"):
+        training_shards([f"{tmp_path}/other.json"])
