@@ -36,14 +36,14 @@ def _uri(out: str, name: str) -> str:
     return storage.join(out, "predictions", f"{file_name(name)}.parquet")
 
 
-def write_answers(out: str, name: str, table: pa.Table) -> None:
+def keep_answers(out: str, name: str, table: pa.Table) -> None:
     """Keep a set's answers, as `measure.predictions` makes them, in a folder of results."""
     sink = io.BytesIO()
     pq.write_table(table, sink)
     storage.write_bytes(_uri(out, name), sink.getvalue())
 
 
-def read_answers(out: str, name: str) -> Answers | None:
+def kept_answers(out: str, name: str) -> Answers | None:
     """A set's answers; None where there are none: sets of other kinds than classification have none."""
     uri = _uri(out, name)
     if not storage.exists(uri):

@@ -80,6 +80,13 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         "--shift", action="append", default=[], metavar="STANDARD=SHIFTED", help="a pair of sets' names"
     )
     parser.add_argument(
+        "--humans",
+        action="append",
+        default=[],
+        metavar="[SET=]FILE",
+        help="CSV of people's answers to a set's pictures: person, picture, answer",
+    )
+    parser.add_argument(
         "--overlap",
         nargs="+",
         default=[],
@@ -108,8 +115,9 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         )
     if found.shift and not found.model:
         raise ValueError("--shift: of zero-shot accuracy, which needs --model")
-    if found.overlap and not (found.model and "zero-shot" in SUITES[found.suite]):
-        raise ValueError("--overlap: of zero-shot answers, which need --model and a suite with them")
+    for option in ("humans", "overlap"):
+        if getattr(found, option) and not (found.model and "zero-shot" in SUITES[found.suite]):
+            raise ValueError(f"--{option}: beside zero-shot answers, which need --model and a suite with them")
     if min(found.shots) < 1 or found.repeats < 1 or found.batch_size < 1:
         raise ValueError("--shots, --repeats and --batch-size: whole numbers of at least 1")
     option, main = ("--model", found.model) if found.model else ("--features", found.features)
@@ -132,6 +140,7 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         found.repeats,
         found.batch_size,
         found.shift,
+        name_humans(found.humans, list(datasets)),
         training_shards([storage.absolute(pattern) for pattern in found.overlap]),
         image_only=not found.model,
     )
@@ -139,7 +148,7 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
     if found.model and found.features:
         encoder = storage.absolute(found.features.rstrip("/"))
         own = storage.join(out, "encoders", encoder.rpartition("/")[2])
-        beside = replace(options, model=encoder, out=own, shifts=[], overlap=[], image_only=True)
+        beside = replace(options, model=encoder, out=own, shifts=[], humans={}, overlap=[], image_only=True)
     asked_pairs(options.shifts, list(datasets))
     gate = read_gate(found.fail_below, list(datasets)) if found.fail_below else None
     return Asked(out, options, gate, beside)
@@ -153,6 +162,28 @@ def name_sets(patterns: Sequence[str]) -> dict[str, str]:
     while len({tuple(one[-depth:]) for one in parts}) < len(roots):
         depth += 1
     return {"/".join(one[-depth:]): root for one, root in zip(parts, roots, strict=True)}
+
+
+def name_humans(files: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Files of people's answers by set, from `set=file`, or `file` where there is one set.
+
+    Raises
+    ------
+    ValueError : a set that is not measured, two files for one, or a file that is not there
+    """
+    found: dict[str, str] = {}
+    for text in files:
+        name, equals, uri = text.partition("=")
+        if not equals and len(names) == 1:
+            name, uri = names[0], text
+        if name not in names:
+            raise ValueError(f"--humans {text}: write set=file, of one of the sets {', '.join(names)}")
+        if name in found:
+            raise ValueError(f"--humans {text}: {name} has a file already: put all people's answers into one")
+        found[name] = storage.absolute(uri)
+        if not storage.exists(found[name]):
+            raise ValueError(f"--humans {text}: there is no file {found[name]}")
+    return found
 
 
 def run(asked: Asked) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from orchestrator import storage
 from orchestrator.evaluate import figures
-from orchestrator.evaluate.answers import read_answers
+from orchestrator.evaluate.answers import kept_answers
 from orchestrator.evaluate.cells import Rows, write_csv
 from orchestrator.evaluate.gate import SCORES, score_of
 from orchestrator.evaluate.plan import FORMAT
@@ -115,7 +115,7 @@ def difference_rows(results: Results) -> Rows:
 
 def _answers(result: Mapping[str, Any], name: str) -> dict[str, bool]:
     """Whether each picture's likeliest class is its own; empty where answers were not kept."""
-    found = read_answers(result["folder"], name)
+    found = kept_answers(result["folder"], name)
     return dict(zip(found.key_N, found.right_N.tolist(), strict=True)) if found else {}
 
 

@@ -113,7 +113,7 @@ def _compare(whole: np.ndarray, other: np.ndarray, box_4: np.ndarray) -> float |
 
 
 def _descriptors(thumbnail_M: np.ndarray) -> np.ndarray:
-    """(M, V, 3SS): coarse pixels of each cut, each colour of mean 0, of length 1; zeros where all are one plain colour."""
+    """(M, V, 3SS): coarse pixels of each cut, each colour of mean 0, of length 1; zeros of a plain colour."""
     return _unit(_cut(thumbnail_M.astype(np.float32), BOXES_V4, COARSE))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,17 @@ def headroom(sets: Sets) -> Figure | None:
         x, y = 100 * result["probe"]["score"]["value"], 100 * ensemble_score(result)
         axes.plot(x, y, "o", color=PALETTE[0])
         axes.annotate(drawable(name, 24), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.plot([0, 100], [0, 100], color=QUIET, linestyle="--", label="equal")
+    return drawing.finish(figure, axes)
+
+
+def difficulty(name: str, classes: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """What people and a model get right of each class, one mark a class."""
+    if not classes:
+        return None
+    figure, axes = drawing.new(f"Difficulty of {name}, class by class", "people (%)", "model (%)")
+    x, y = (100 * np.array([row[who] for row in classes]) for who in ("people", "model"))
+    axes.plot(x, y, "o", color=PALETTE[0], alpha=0.6)
     axes.plot([0, 100], [0, 100], color=QUIET, linestyle="--", label="equal")
     return drawing.finish(figure, axes)
 

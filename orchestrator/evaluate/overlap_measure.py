@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator import storage
-from orchestrator.evaluate.answers import read_answers
+from orchestrator.evaluate.answers import kept_answers
 from orchestrator.evaluate.overlap import overlap
 from orchestrator.evaluate.overlap_search import Progress, gather, search
 from orchestrator.evaluate.plan import Job, Options, file_name
@@ -34,7 +34,7 @@ def measure_overlap(options: Options, jobs: Sequence[Job], say: Callable[[str], 
     ------
     StorageError : a shard of training cannot be read; those that can are not read again
     """
-    answers = {job.name: found for job in jobs if (found := read_answers(options.out, job.name)) is not None}
+    answers = {job.name: found for job in jobs if (found := kept_answers(options.out, job.name)) is not None}
     datasets = [job.splits[options.split] for job in jobs if job.name in answers]
     if not datasets:
         return {}

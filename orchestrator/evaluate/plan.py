@@ -56,6 +56,7 @@ class Options:
     repeats : seeds of each number of shots
     batch_size : pictures in one forward pass
     shifts : `standard=shifted`, names of two sets; ImageNet's known shifts need none
+    humans : by set, a CSV of people's answers to its pictures
     overlap : shards of training, to be searched for pictures of the sets
     image_only : the model is another library's image encoder: what needs words is left out
     """
@@ -71,6 +72,7 @@ class Options:
     repeats: int = 5
     batch_size: int = 256
     shifts: list[str] = field(default_factory=list)
+    humans: dict[str, str] = field(default_factory=dict)
     overlap: list[str] = field(default_factory=list)
     image_only: bool = False
 

@@ -19,7 +19,7 @@ from orchestrator.evaluate.cells import Rows, from_columns, percent, score_colum
 from orchestrator.evaluate.few_shot import headroom
 from orchestrator.evaluate.reference import released_scores
 from orchestrator.evaluate.robustness import Count
-from orchestrator.evaluate.sections import overlap_rows, overlap_section
+from orchestrator.evaluate.sections import human_class_rows, human_rows, human_section, overlap_rows, overlap_section
 from orchestrator.report.document import Part, Text, draw, rows_table, write_document
 from orchestrator.statistics.intervals import clopper_pearson
 
@@ -38,7 +38,8 @@ def write_report(uri: str, result: Mapping[str, Any]) -> None:
     sets = result["sets"]
     tables = {
         "scores": score_rows(sets), "classes": class_rows(sets), "few-shot": few_shot_rows(sets),
-        "shifts": shift_rows(result["shifts"]), "overlap": overlap_rows(result["overlap"]),
+        "shifts": shift_rows(result["shifts"]), "humans": human_rows(result["humans"]),
+        "human-classes": human_class_rows(result["humans"]), "overlap": overlap_rows(result["overlap"]),
     }  # fmt: skip
     for name, rows in tables.items():
         write_csv(storage.join(uri, f"{name}.csv"), rows)
@@ -136,6 +137,7 @@ def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
         ]  # fmt: skip
         parts += [Text("Natural distribution shift", "heading"), rows_table(lines)]
         parts += draw({"Robustness": figures.robustness({"this model": result["shifts"]}, None)})
+    parts += human_section(result["humans"])
     parts += overlap_section(result["overlap"], tables["overlap"])
     for name, one in classified.items():
         worst = sorted(

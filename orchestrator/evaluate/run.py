@@ -18,9 +18,10 @@ import torch
 
 from orchestrator import storage
 from orchestrator.evaluate import analyses
-from orchestrator.evaluate.answers import write_answers
+from orchestrator.evaluate.answers import keep_answers, kept_answers
 from orchestrator.evaluate.datasets import EvaluationSetError
 from orchestrator.evaluate.extract import Progress, Split, extract
+from orchestrator.evaluate.humans import beside_people, read_answers
 from orchestrator.evaluate.overlap_measure import measure_overlap
 from orchestrator.evaluate.plan import (
     FORMAT,
@@ -52,7 +53,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     Returns
     -------
     the content of result.json: {model, fingerprint, flops, suite, sets: {name: ...}, shifts,
-    overlap, failed: {name: why}}
+    humans, overlap, failed: {name: why}}
 
     Raises
     ------
@@ -124,6 +125,12 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             shifts[title] = ray.get(_task(measure_shift, device).remote(options, *both, device))
         except (EvaluationSetError, ray.exceptions.RayError) as error:
             on_failure(title, error)
+    humans: dict[str, Any] = {}
+    for name, uri in options.humans.items():
+        try:
+            humans[name] = analyses.finite(_beside_people(options, measured, name, uri))
+        except (ValueError, storage.StorageError) as error:
+            on_failure(f"people's answers to {name}", error)
     overlap: dict[str, Any] = {}
     if options.overlap:
         try:
@@ -138,6 +145,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         "suite": options.suite,
         "sets": {name: sets[name] for name in options.datasets if name in sets},
         "shifts": shifts,
+        "humans": humans,
         "overlap": overlap,
         "failed": failed,
     }
@@ -217,7 +225,7 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
         zero_shot, answers = analyses.zero_shot(Embedder(options.model, device, options.batch_size), dataset, features)
         result["zero_shot"] = zero_shot
         if answers is not None:
-            write_answers(options.out, job.name, answers)
+            keep_answers(options.out, job.name, answers)
     if dataset.kind != "retrieval" and "probe" in parts:
         _probe(options, job, features, result, device)
     result = analyses.finite(result)
@@ -230,6 +238,18 @@ def measure_shift(options: Options, standard: Job, shifted: Job, device: str) ->
     embedder = Embedder(options.model, device, options.batch_size)
     sides = [(job.splits[options.split], job.folders[options.split].read()) for job in (standard, shifted)]
     return count_pair(embedder, *sides)
+
+
+def _beside_people(options: Options, measured: Mapping[str, Job], name: str, uri: str) -> dict[str, Any]:
+    found = kept_answers(options.out, name) if name in measured else None
+    if found is None:
+        raise EvaluationSetError(f"evaluation set {name}: no answers of the model to hold beside those of {uri}")
+    names = measured[name].splits[options.split].class_names
+    truth, model = (
+        {key: names[place] for key, place in zip(found.key_N, places_N.tolist(), strict=True)}
+        for places_N in (found.label_N, found.best_N)
+    )
+    return beside_people(read_answers(uri, truth), truth, model)
 
 
 def summary_line(result: Mapping[str, Any]) -> str:

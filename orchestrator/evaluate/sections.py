@@ -5,8 +5,71 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.evaluate import figures
 from orchestrator.evaluate.cells import Rows, from_columns, score_columns
-from orchestrator.report.document import Part, Text, rows_table
+from orchestrator.evaluate.reference import PEOPLE_ON_PETS
+from orchestrator.report.document import Part, Text, draw, rows_table
+
+# The paper's table 2: a mean over classes each.
+COLUMNS = {
+    "accuracy": "accuracy",
+    "majority_vote_full": "majority vote",
+    "accuracy_on_guesses": "accuracy on guesses",
+    "majority_vote_on_guesses": "majority vote on guesses",
+}
+
+
+def human_rows(humans: Mapping[str, Any]) -> Rows:
+    """One row a set and who answered it."""
+    return [
+        {"set": name, "who": who, **{title: row[key] for key, title in COLUMNS.items()}}
+        for name, one in humans.items()
+        for who, row in one["table"].items()
+    ]
+
+
+def human_class_rows(humans: Mapping[str, Any]) -> Rows:
+    """One row a class: what people and the model get right of the pictures that people have seen."""
+    return [{"set": name, **row} for name, one in humans.items() for row in one["classes"]]
+
+
+def human_section(humans: Mapping[str, Any]) -> list[Part]:
+    """People beside the model, set by set."""
+    parts: list[Part] = []
+    for name, one in humans.items():
+        lines: Rows = [
+            {"who": who} | {title: _percent(row[key]) for key, title in COLUMNS.items()}
+            for who, row in one["table"].items()
+        ]
+        lines += [
+            {"who": f"the paper's {who}, on Pets"} | dict(zip(COLUMNS.values(), map(_percent, shares), strict=True))
+            for who, shares in ((who, [share / 100 for share in row]) for who, row in PEOPLE_ON_PETS.items())
+        ]
+        if "correlation" in one:
+            found = one["correlation"]
+            low, high = found["interval"]
+            text = (
+                f"What is hard for people and for the model, over {found['classes']} classes: correlation "
+                f"{found['value']:.2f} ({low:.2f} to {high:.2f}), p {found['p']:.2g}."
+            )
+        else:
+            text = f"No correlation of difficulty: {one['no correlation']}."
+        parts += [
+            Text(f"People and the model on {name}", "heading"),
+            Text(
+                f"{one['people']} people on {one['pictures']:,} pictures; percent, means over classes. A guess is any "
+                'answer but "don\'t know"; of a vote, pictures without a single most frequent answer are left out.',
+                "status",
+            ),
+            rows_table(lines),
+            Text(text),
+            *draw({f"Difficulty of {name}": figures.difficulty(name, one["classes"])}),
+        ]
+    return parts
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f}"
 
 
 def overlap_rows(overlap: Mapping[str, Any]) -> Rows:

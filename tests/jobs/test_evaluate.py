@@ -49,6 +49,15 @@ def job(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+def write_people(path):
+    """Two people on 24 pictures, two of each class: one is always right, one of the second half does not know."""
+    lines = ["person,picture,answer"]
+    for number in range(24):
+        name = NAMES[number % 12]
+        lines += [f"sure,s{number:07d},{name}", f"doubting,s{number:07d},{name if number < 12 else ''}"]
+    path.write_text("\n".join(lines))
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """A model's evaluation on good sets of every kind and on a bad one, made once."""
@@ -60,11 +69,13 @@ def evaluated(tmp_path_factory):
     write_retrieval(str(work / "sets/captions"))
     write_textures(str(work / "sets/textures"))
     write_seen(str(work / "training"))
+    write_people(work / "people.csv")
     write_names(str(work / "sets/broken"))
     write_split(str(work / "sets/broken"), "test", [{"jpg": pairs(1, 1)[0][0], "cls": b"99"}], shards=1)
     done = job(
         "--model", work / "model", "--datasets", work / "sets/*", "--shots", 1, 2, "--repeats", 2,
         "--shift", "shapes=other", "--overlap", work / "training/*.tar",
+        "--humans", f"other={work}/people.csv",
     )  # fmt: skip
     return work, done, json.loads((work / "eval/result.json").read_text())
 
@@ -248,6 +259,20 @@ def test_what_training_has_seen_of_a_set_is_told_apart(evaluated):
     assert result["overlap"]["training"] == {"shards": 2, "pictures": 50, "rejected": 0, "pairs": 10}
     assert "2 of 2 shards" in done.stdout and "training has seen 10 of 30 pictures" in done.stdout
     assert "Overlap with training" in (work / "eval/report.md").read_text()
+
+
+def test_people_stand_beside_the_model(evaluated):
+    work, _, result = evaluated
+    found = result["humans"]["other"]
+    assert (found["people"], found["pictures"]) == (2, 24)
+    assert found["table"]["people"]["accuracy"] == 0.75 and found["table"]["people"]["accuracy_on_guesses"] == 1
+    answers = pq.read_table(work / "eval/predictions/other.parquet").to_pydict()
+    best = dict(zip(answers["key"], (one[0] for one in answers["ensemble: classes"]), strict=True))
+    right = np.mean([best[f"s{number:07d}"] == number % 12 for number in range(24)])
+    assert found["table"]["model"]["accuracy"] == pytest.approx(right)
+    text = (work / "eval/report.md").read_text()
+    assert "People and the model on other" in text and "the paper's people, one-shot, on Pets" in text
+    assert len(list(csv.DictReader((work / "eval/human-classes.csv").open()))) == 12
 
 
 def test_the_report_holds_its_figures_and_every_number(evaluated):
