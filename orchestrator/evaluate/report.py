@@ -164,6 +164,8 @@ def _line(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
 
 def _retrieval_line(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
     line = {"set": name, "pictures": one["samples"], "captions": one["retrieval"]["captions"]}
+    if "index recall" in one["retrieval"]:
+        line["through an index that finds"] = ", ".join(f"{x:.1%}" for x in one["retrieval"]["index recall"].values())
     return line | {f"{way}, {k}": percent(score) for way in WAYS for k, score in one["retrieval"][way].items()}
 
 

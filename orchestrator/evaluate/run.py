@@ -220,7 +220,7 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
         "notes": [],
     }  # fmt: skip
     if dataset.kind == "retrieval":
-        result["retrieval"] = analyses.retrieval_result(features)
+        result["retrieval"] = analyses.retrieval_result(features, device)
     elif "zero-shot" in parts:
         zero_shot, answers = analyses.zero_shot(Embedder(options.model, device, options.batch_size), dataset, features)
         result["zero_shot"] = zero_shot
