@@ -19,12 +19,16 @@ from orchestrator.evaluate.cells import Rows, from_columns, percent, score_colum
 from orchestrator.evaluate.few_shot import headroom
 from orchestrator.evaluate.reference import released_scores
 from orchestrator.evaluate.robustness import Count
-from orchestrator.evaluate.sections import human_class_rows, human_rows, human_section, overlap_rows, overlap_section
+from orchestrator.evaluate.sections import (
+    human_class_rows,
+    human_rows,
+    human_section,
+    overlap_rows,
+    overlap_section,
+    worst_section,
+)
 from orchestrator.report.document import Part, Text, draw, rows_table, write_document
 from orchestrator.statistics.intervals import clopper_pearson
-
-# Classes shown of each set; all are in classes.csv.
-WORST = 10
 
 
 def write_report(uri: str, result: Mapping[str, Any]) -> None:
@@ -43,7 +47,7 @@ def write_report(uri: str, result: Mapping[str, Any]) -> None:
     }  # fmt: skip
     for name, rows in tables.items():
         write_csv(storage.join(uri, f"{name}.csv"), rows)
-    write_document(uri, "Evaluation", _parts(result, tables))
+    write_document(uri, "Evaluation", _parts(uri, result, tables))
 
 
 def score_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
@@ -103,7 +107,7 @@ def shift_rows(shifts: Mapping[str, Mapping[str, Any]]) -> Rows:
     return rows
 
 
-def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
+def _parts(uri: str, result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
     sets = result["sets"]
     parts: list[Part] = [
         Text(f"{result['model']} (fingerprint {result['fingerprint']}), suite {result['suite']}.", "question"),
@@ -140,12 +144,7 @@ def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
     parts += human_section(result["humans"])
     parts += overlap_section(result["overlap"], tables["overlap"])
     for name, one in classified.items():
-        worst = sorted(
-            (row for row in one.get("zero_shot", {}).get("classes", []) if row["samples"]),
-            key=lambda row: row["accuracy"],
-        )
-        if worst:
-            parts += [Text(f"Worst classes of {name}", "heading"), rows_table(worst[:WORST])]
+        parts += worst_section(uri, name, one.get("zero_shot", {}).get("classes", []))
     files = [{"file": f"{name}.csv", "rows": len(rows)} for name, rows in tables.items()]
     return [*parts, Text("Files", "heading"), rows_table([*files, {"file": "result.json", "rows": None}])]
 

@@ -2,6 +2,7 @@
 
 <out>/sets/<set>.json              what was measured of a set; a set that has one is not measured again
 <out>/predictions/<set>.parquet    every sample's answers
+<out>/pictures/<set>.jpg           some of the worst classes'
 <out>/result.json                  all of it, for machines
 """
 
@@ -36,6 +37,7 @@ from orchestrator.evaluate.plan import (
     result_uri,
 )
 from orchestrator.evaluate.shift import asked_pairs, count_pair, known_pairs
+from orchestrator.evaluate.worst import draw_worst
 from orchestrator.inference import Embedder
 from orchestrator.model.scaling import count_flops
 
@@ -226,6 +228,7 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
         result["zero_shot"] = zero_shot
         if answers is not None:
             keep_answers(options.out, job.name, answers)
+            draw_worst(options.out, job.name, dataset, zero_shot["classes"])
     if dataset.kind != "retrieval" and "probe" in parts:
         _probe(options, job, features, result, device)
     result = analyses.finite(result)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator import storage
 from orchestrator.evaluate import figures
 from orchestrator.evaluate.cells import Rows, from_columns, score_columns
 from orchestrator.evaluate.reference import PEOPLE_ON_PETS
-from orchestrator.report.document import Part, Text, draw, rows_table
+from orchestrator.evaluate.worst import picture_file, worst_rows
+from orchestrator.report.document import Part, Picture, Text, draw, rows_table
 
 # The paper's table 2: a mean over classes each.
 COLUMNS = {
@@ -17,6 +19,22 @@ COLUMNS = {
     "accuracy_on_guesses": "accuracy on guesses",
     "majority_vote_on_guesses": "majority vote on guesses",
 }
+
+# Classes shown of each set; all are in classes.csv.
+WORST = 10
+
+
+def worst_section(uri: str, name: str, classes: Rows) -> list[Part]:
+    """The classes of a set with the lowest accuracy, what they are taken for, and some of their pictures."""
+    worst = worst_rows(classes)[:WORST]
+    if not worst:
+        return []
+    parts: list[Part] = [Text(f"Worst classes of {name}", "heading"), rows_table(worst)]
+    file = picture_file(name)
+    if storage.exists(storage.join(uri, file)):
+        data = storage.read_bytes(storage.join(uri, file))
+        parts.append(Picture(f"Mistaken pictures of {name}, and what they are taken for", file, data, photo=True))
+    return parts
 
 
 def human_rows(humans: Mapping[str, Any]) -> Rows:

@@ -279,6 +279,7 @@ def test_the_report_holds_its_figures_and_every_number(evaluated):
     work, _, result = evaluated
     page, text = (work / "eval/report.html").read_text(), (work / "eval/report.md").read_text()
     assert page.count("data:image/png;base64,") >= 3 and not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("data:image/jpeg;base64,") == 3 and (work / "eval/pictures/shapes.jpg").exists()
     for words in ("broken", "label 99", "zero-shot is worth", "picture to text"):
         assert words in page and words in text
     rows = {row["set"]: row for row in csv.DictReader((work / "eval/scores.csv").open())}
