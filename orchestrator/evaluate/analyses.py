@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from orchestrator.evaluate.benchmarks import metric_of
+from orchestrator.evaluate.classifiers import Classify
 from orchestrator.evaluate.datasets import EvaluationSet
 from orchestrator.evaluate.features import Features
 from orchestrator.evaluate.few_shot import FewShot, examples_to_match, few_shot, mean_and_interval
@@ -24,7 +25,6 @@ from orchestrator.evaluate.multilabel_probe import MultiLabelProbes
 from orchestrator.evaluate.regularisation import search_strength
 from orchestrator.evaluate.retrieval import DEPTHS, recall_interval, retrieval
 from orchestrator.evaluate.retrieval_index import index_hits, worth_an_index
-from orchestrator.inference import Embedder, zero_shot_classifier
 
 # How classes are worded. The first template of a set stands for one; a set's own file orders them.
 BARE, ONE, ENSEMBLE = "bare name", "one template", "ensemble"
@@ -34,11 +34,11 @@ HELD_OUT = 5
 
 
 def zero_shot_scores(
-    embedder: Embedder, dataset: EvaluationSet, features: Features, templates: Sequence[str]
+    classify: Classify, dataset: EvaluationSet, features: Features, templates: Sequence[str]
 ) -> np.ndarray:
     """Cosine similarities (N, C) of pictures and the classes' prompt ensembles."""
     image_ND = torch.from_numpy(np.array(features.embedding_ND))
-    return (image_ND @ zero_shot_classifier(embedder, dataset.class_names, templates).T).numpy()
+    return (image_ND @ classify(dataset.class_names, templates).T).numpy()
 
 
 def ensemble_score(result: Mapping[str, Any]) -> float:
@@ -46,8 +46,13 @@ def ensemble_score(result: Mapping[str, Any]) -> float:
     return result["zero_shot"]["wordings"][ENSEMBLE]["score"]["value"]
 
 
-def zero_shot(embedder: Embedder, dataset: EvaluationSet, features: Features) -> tuple[dict[str, Any], pa.Table | None]:
+def zero_shot(classify: Classify, dataset: EvaluationSet, features: Features) -> tuple[dict[str, Any], pa.Table | None]:
     """Zero-shot scores of the three wordings side by side, each class, and every sample's answer.
+
+    Parameters
+    ----------
+    classify : makes zero-shot classifiers
+    dataset, features : the set
 
     Returns
     -------
@@ -57,7 +62,7 @@ def zero_shot(embedder: Embedder, dataset: EvaluationSet, features: Features) ->
     assert features.label is not None
     wordings = {BARE: ["{c}"], ONE: dataset.templates[:1], ENSEMBLE: dataset.templates}
     scores = {
-        wording: zero_shot_scores(embedder, dataset, features, templates) for wording, templates in wordings.items()
+        wording: zero_shot_scores(classify, dataset, features, templates) for wording, templates in wordings.items()
     }
     result: dict[str, Any] = {"metric": metric, "wordings": {}}
     single = dataset.kind == "classification"

@@ -14,9 +14,9 @@ from orchestrator.evaluate.answers import kept_answers
 from orchestrator.evaluate.cells import Rows, write_csv
 from orchestrator.evaluate.gate import SCORES, score_of
 from orchestrator.evaluate.plan import FORMAT
-from orchestrator.evaluate.robustness import baseline, effective_robustness
+from orchestrator.evaluate.robustness import baseline, effective_robustness, relative_robustness
 from orchestrator.evaluate.scaling_law import scaling_law
-from orchestrator.evaluate.shift import as_pair
+from orchestrator.evaluate.shift import as_pair, papers_marks
 from orchestrator.report.document import Part, Text, draw, rows_table, write_document
 from orchestrator.statistics.intervals import bootstrap
 
@@ -174,6 +174,8 @@ def _robustness(uri: str, results: Results) -> list[Part]:
             row["effective robustness"] = str(error)
         rows.append(row)
     write_csv(storage.join(uri, "robustness.csv"), rows)
+    gains = relative_rows(counts)
+    write_csv(storage.join(uri, "relative-robustness.csv"), gains)
     both = [as_pair(one) for by_title in counts.values() for one in by_title.values()]
     x, y = np.array([[count.inner_accuracy for count in pair] for pair in both]).T
     line = baseline(x, y) if len(results) > 2 and np.ptp(x) > 0 else None
@@ -185,8 +187,31 @@ def _robustness(uri: str, results: Results) -> list[Part]:
             "status",
         ),
         rows_table([_percent(row) for row in rows]),
-        *draw({"Robustness": figures.robustness(counts, line)}),
+        Text(
+            f"Relative robustness: accuracy under the shift above that of {next(iter(results))}, in percentage points; "
+            "95% bootstrap intervals.",
+            "status",
+        ),
+        rows_table([_percent(row) for row in gains]),
+        *draw({"Robustness": figures.robustness(counts, line, papers_marks(next(iter(counts.values()))))}),
     ]
+
+
+def relative_rows(counts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Rows:
+    """One row a model after the first and shift: accuracy under the shift gained over the first model.
+
+    Parameters
+    ----------
+    counts : of each model its pairs, {pair: {standard, shifted}}
+    """
+    (first, *others), rows = counts, []
+    for model in others:
+        for title in counts[model]:
+            before, after = (as_pair(counts[who][title]).shifted for who in (first, model))
+            found = relative_robustness(before, after)
+            low, high = found.interval
+            rows.append({"model": model, "shift": title, "gain": found.value, "low": low, "high": high})
+    return rows
 
 
 def _percent(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,9 @@ def difficulty(name: str, classes: Sequence[Mapping[str, Any]]) -> Figure | None
 
 
 def robustness(
-    models: Mapping[str, Mapping[str, Mapping[str, Any]]], line: tuple[float, float] | None
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    line: tuple[float, float] | None,
+    papers: Mapping[str, Sequence[tuple[float, float]]],
 ) -> Figure | None:
     """Accuracy under shift against accuracy without it, on logit axes.
 
@@ -102,6 +104,7 @@ def robustness(
     ----------
     models : of each model its pairs, {pair: {standard, shifted}}
     line : slope and intercept of a line through all marks in logits; None: not drawn
+    papers : marks of the paper's classifiers, accuracies without the shift and under it
     """
     points = {
         model: [tuple(count.inner_accuracy for count in as_pair(one)) for one in pairs.values()]
@@ -117,7 +120,12 @@ def robustness(
     for place, (model, pairs) in enumerate(points.items()):
         x, y = np.array(pairs).T
         axes.plot(logit(x), logit(y), linestyle="none", label=drawable(model, 32), **drawing.style_of(place))
-    every = logit(np.array([point for pairs in points.values() for point in pairs]))
+    for place, (who, marks) in enumerate(papers.items(), len(points)):
+        x, y = logit(np.array(marks)).T
+        marker = drawing.style_of(place)["marker"]
+        label = f"the paper's {who}"
+        axes.plot(x, y, linestyle="none", label=label, color=QUIET, marker=marker, markerfacecolor="white")
+    every = logit(np.array([point for pairs in [*points.values(), *papers.values()] for point in pairs]))
     ends = np.array([every.min() - 0.3, every.max() + 0.3])
     axes.plot(ends, ends, color=QUIET, linestyle="--", label="as well as without it")
     if line is not None:

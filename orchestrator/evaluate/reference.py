@@ -32,6 +32,27 @@ PEOPLE_ON_PETS = {
     "CLIP, zero-shot": (93.5, 93.5, 93.5, 93.5),
 }
 
+# The paper's table of natural shifts, in percent. Their names as `shift.plain_name` gives them; ImageNet itself first.
+_SHIFTS = ("imagenet", "imagenetv2", "imagenetr", "objectnet", "imagenetsketch", "imageneta")
+_NATURAL_SHIFT = {
+    "ResNet-101": (76.2, 64.3, 37.7, 32.6, 25.2, 2.7),
+    "CLIP, zero-shot": (76.2, 70.1, 88.9, 72.3, 60.2, 77.1),
+    "CLIP, linear probe": (85.4, 75.9, 84.2, 66.2, 57.4, 75.3),
+}
+
+
+def papers_shifts(shifted: str) -> dict[str, tuple[float, float]]:
+    """Accuracies of the paper's classifiers on ImageNet and on one of its shifts, in [0, 1].
+
+    Parameters
+    ----------
+    shifted : the shift, as `shift.plain_name` gives it; of one that is not listed there are none
+    """
+    if shifted not in _SHIFTS[1:]:
+        return {}
+    place = _SHIFTS.index(shifted)
+    return {who: (row[0] / 100, row[place] / 100) for who, row in _NATURAL_SHIFT.items()}
+
 
 def released_scores(name: str) -> dict[str, float]:
     """Zero-shot accuracy of each released model on a set, in percent; empty for a set that is not listed."""

@@ -27,6 +27,7 @@ from orchestrator.evaluate.sections import (
     overlap_section,
     worst_section,
 )
+from orchestrator.evaluate.shift import papers_marks
 from orchestrator.report.document import Part, Text, draw, rows_table, write_document
 from orchestrator.statistics.intervals import clopper_pearson
 
@@ -136,11 +137,15 @@ def _parts(uri: str, result: Mapping[str, Any], tables: Mapping[str, Rows]) -> l
     if tables["shifts"]:
         lines = [
             {"shift": row["shift"], "shared classes": row["classes"], "without": from_columns(row, "standard"),
-             "under the shift": from_columns(row, "shifted")}
+             "under the shift": from_columns(row, "shifted"),
+             **{f"the paper's {who}": f"{100 * under:.1f}"
+                for who, ((_, under),) in papers_marks({"": result["shifts"][row["shift"]]}).items()}}
             for row in tables["shifts"]
         ]  # fmt: skip
         parts += [Text("Natural distribution shift", "heading"), rows_table(lines)]
-        parts += draw({"Robustness": figures.robustness({"this model": result["shifts"]}, None)})
+        parts += draw(
+            {"Robustness": figures.robustness({"this model": result["shifts"]}, None, papers_marks(result["shifts"]))}
+        )
     parts += human_section(result["humans"])
     parts += overlap_section(result["overlap"], tables["overlap"])
     for name, one in classified.items():

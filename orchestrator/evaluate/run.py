@@ -20,6 +20,7 @@ import torch
 from orchestrator import storage
 from orchestrator.evaluate import analyses
 from orchestrator.evaluate.answers import keep_answers, kept_answers
+from orchestrator.evaluate.classifiers import KeptClassifiers
 from orchestrator.evaluate.datasets import EvaluationSetError
 from orchestrator.evaluate.extract import Progress, Split, extract
 from orchestrator.evaluate.humans import beside_people, read_answers
@@ -224,7 +225,7 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
     if dataset.kind == "retrieval":
         result["retrieval"] = analyses.retrieval_result(features, device)
     elif "zero-shot" in parts:
-        zero_shot, answers = analyses.zero_shot(Embedder(options.model, device, options.batch_size), dataset, features)
+        zero_shot, answers = analyses.zero_shot(kept_classifiers(options, device), dataset, features)
         result["zero_shot"] = zero_shot
         if answers is not None:
             keep_answers(options.out, job.name, answers)
@@ -238,9 +239,13 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
 
 def measure_shift(options: Options, standard: Job, shifted: Job, device: str) -> dict[str, Any]:
     """Right answers of a pair of sets; plain, without Ray."""
-    embedder = Embedder(options.model, device, options.batch_size)
     sides = [(job.splits[options.split], job.folders[options.split].read()) for job in (standard, shifted)]
-    return count_pair(embedder, *sides)
+    return count_pair(kept_classifiers(options, device), *sides)
+
+
+def kept_classifiers(options: Options, device: str) -> KeptClassifiers:
+    """The model's zero-shot classifiers, kept with its features."""
+    return KeptClassifiers(Embedder(options.model, device, options.batch_size), options.cache)
 
 
 def _beside_people(options: Options, measured: Mapping[str, Job], name: str, uri: str) -> dict[str, Any]:

@@ -153,6 +153,12 @@ def test_a_comparison_finds_the_law_and_the_difference_that_were_put_in(tmp_path
     # Paired: pictures that both have right say nothing of the difference.
     reach = 1.96 * np.sqrt(gained * (1 - gained) / 400)
     assert float(rows[2]["low"]) == pytest.approx(gained - reach, abs=0.01)
+    gains = list(csv.DictReader((tmp_path / "out/relative-robustness.csv").open()))
+    assert [(row["model"], row["shift"], float(row["gain"])) for row in gains] == [
+        (name, "a to b", 0.0) for name in names[1:]
+    ]
+    # Two shares of 1,000 pictures each.
+    assert float(gains[0]["high"]) == pytest.approx(1.96 * np.sqrt(2 * 0.25 / 1000), abs=0.004)
     assert "0 baseline models" not in text and "Robustness" in text
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
