@@ -63,7 +63,8 @@ def thumbnail(data: bytes) -> np.ndarray:
 
 def make_bank(thumbnail_M: np.ndarray) -> Bank:
     """Descriptors of thumbnails (M, T, T, 3)."""
-    return Bank(thumbnail_M, _descriptors(thumbnail_M).astype(np.float16))
+    parts = (thumbnail_M[start : start + AT_ONCE] for start in range(0, len(thumbnail_M), AT_ONCE))
+    return Bank(thumbnail_M, np.concatenate([_descriptors(part).astype(np.float16) for part in parts]))
 
 
 def find(bank: Bank, thumbnail_B: np.ndarray) -> list[Match]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator import storage
 from orchestrator.evaluate import figures
-from orchestrator.evaluate.cells import Rows, from_columns, score_columns
+from orchestrator.evaluate.cells import Rows, score_columns
 from orchestrator.evaluate.reference import PEOPLE_ON_PETS
 from orchestrator.evaluate.worst import picture_file, worst_rows
 from orchestrator.report.document import Part, Picture, Text, draw, rows_table
@@ -19,7 +19,6 @@ COLUMNS = {
     "accuracy_on_guesses": "accuracy on guesses",
     "majority_vote_on_guesses": "majority vote on guesses",
 }
-
 # Classes shown of each set; all are in classes.csv.
 WORST = 10
 
@@ -111,15 +110,16 @@ def overlap_section(overlap: Mapping[str, Any], rows: Rows) -> list[Part]:
     lines = []
     for row in rows:
         line = {"set": row["set"], "pictures": row["samples"], "seen in training": row["seen"]}
+        line["share"] = _percent(row["seen"] / row["samples"])
         if "clean" in row:
-            seen = from_columns(row, "overlap") if row["seen"] else None
-            line |= {"share": f"{100 * row['seen'] / row['samples']:.1f}", "all": f"{100 * row['all']:.1f}"}
-            line |= {
-                "overlap (99.5%)": seen,
-                "clean": f"{100 * row['clean']:.1f}",
-                "all - clean": f"{100 * row['gain']:+.2f}",
-            }
-            line |= {"p, one-sided": row["p, one-sided"], "p, two-sided": row["p, two-sided"]}
+            line |= {name: _percent(row[name]) for name in ("all", "overlap", "clean")}
+            line["all - clean"] = f"{100 * row['gain']:+.2f}"
+            if row["seen"]:
+                above = [
+                    f"{100 * (row[end] - row['clean']):+.1f}" for end in ("overlap", "overlap low", "overlap high")
+                ]
+                line["overlap - clean (99.5%)"] = "{} ({} to {})".format(*above)
+                line |= {side: row[side] for side in ("p, one-sided", "p, two-sided")}
         lines.append(line)
     rejected = f", {training['rejected']:,} more could not be read" if training["rejected"] else ""
     return [
