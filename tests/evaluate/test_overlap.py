@@ -11,11 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from evaluation_sets import encoded, textures, write_seen
 from PIL import Image, ImageEnhance, ImageOps
+from scipy import stats
 
 from orchestrator import storage
 from orchestrator.evaluate import overlap_search
 from orchestrator.evaluate.duplicates import find, make_bank, thumbnail
+from orchestrator.evaluate.overlap import overlap
 from orchestrator.evaluate.overlap_search import Pictures, Progress, Tally, gather, search_shard, training_shards
+from orchestrator.evaluate.sections import overlap_rows, overlap_section
+from orchestrator.report.document import markdown
 
 PICTURES = textures(40, seed=0)
 
@@ -53,6 +57,15 @@ def test_copies_are_found_and_no_other_pictures(how):
     assert len(found) >= 19 and min(match.correlation for match in found) > 0.93
 
 
+def test_a_picture_that_differs_in_one_place_is_another():
+    changed = []
+    for number, one in enumerate(PICTURES[:10]):
+        other = one.copy()
+        other.paste((255, 255, 255) if number % 2 else (0, 0, 0), (30, 30, 42, 42))
+        changed.append(thumbnail(encoded(other)))
+    assert find(bank_of(0), np.stack(changed)) == []
+
+
 def test_pictures_of_one_colour_match_nothing():
     plain = bank([Image.new("RGB", (64, 64), (200, 40, 40))] * 2)
     assert find(plain, plain.thumbnail_M) == []
@@ -82,6 +95,21 @@ def test_what_was_put_into_training_is_listed_by_shard_and_place(tmp_path, monke
     first = [(one["sample"], one["sample_key"], one["shard"][-5:], one["index"], one["key"]) for one in pairs[:2]]
     assert first == [(0, "a0", "0.tar", 20, "t00040"), (6, "a6", "0.tar", 21, "t00042")]
     assert [one["index"] for one in pairs if one["shard"].endswith("parquet")] == [1]
+
+
+def test_the_report_says_what_training_has_seen():
+    right = np.array([1] * 9 + [0] + [1] * 50 + [0] * 50, bool)
+    one = {"samples": 110, "seen": 10, "pairs": "x", **overlap(right, np.arange(110) < 10)._asdict()}
+    training = Tally(3000, 5, 12)._asdict() | {"shards": 2}
+    found = {"training": training, "sets": {"a": one, "b": {"samples": 2, "seen": 2}}}
+    rows = overlap_rows(found)
+    expected = stats.binomtest(9, 10).proportion_ci(0.995, "exact")
+    assert (rows[0]["overlap low"], rows[0]["overlap high"]) == pytest.approx((expected.low, expected.high))
+    text = markdown("x", overlap_section(found, rows))
+    assert "3,000 pictures of 2 training shards" in text and "5 more could not be read" in text
+    between = f"+40.0 ({100 * expected.low - 50:+.1f} to {100 * expected.high - 50:+.1f})"
+    assert f"| 9.1 | 53.6 | 90.0 | 50.0 | +3.64 | {between} | 0.01074 |" in text
+    assert "| b | 2 | 2 | 100.0 |" in text and overlap_section({}, []) == []
 
 
 def test_progress_says_how_far_it_is():
