@@ -4,7 +4,7 @@
 <out>/overlap/<set>.parquet                                      near-duplicates of one set, over all shards
 
 Only pixels are compared (`duplicates`), so that models share a cache and a shard is searched once. A task holds one
-shard's matches; the driver holds the sets' thumbnails while it sends them out, and counts.
+shard's matches; the sets' pictures, 7 KB each, lie once in the driver and once in the memory of each node.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def search(
 
 
 def _bank(datasets: Sequence[EvaluationSet]) -> tuple[Pictures, Bank]:
-    @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+    @ray.remote(num_cpus=_cpus(), scheduling_strategy="SPREAD")
     def read(dataset: EvaluationSet, uri: str) -> list[tuple[str, np.ndarray]]:
         return [(sample.key, thumbnail(sample.image)) for sample in dataset.read(uri)]
 
@@ -217,7 +217,7 @@ def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str]) -> Iterato
 
     rows = [{"shard": shard, "part": part} for shard, part in parts.items()]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        read, batch_size=None, num_cpus=min(1, ray.cluster_resources().get("CPU", 1))
+        read, batch_size=None, num_cpus=_cpus()
     )
     dataset.context.enable_progress_bars = False
     errors = []
@@ -227,6 +227,11 @@ def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str]) -> Iterato
             yield int(compared), bool(ended)
     if errors:
         raise storage.StorageError("; ".join(errors[:3]) + (f"; {len(errors) - 3} more" if errors[3:] else ""))
+
+
+def _cpus() -> float:
+    """What a task reserves: a CPU, or all that the cluster has of it."""
+    return min(1, ray.cluster_resources().get("CPU", 1))
 
 
 def gather(parts: Sequence[str], uris: Mapping[str, str]) -> tuple[Tally, dict[str, set[int]]]:

@@ -138,7 +138,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     if options.overlap:
         try:
             overlap = analyses.finite(measure_overlap(options, list(measured.values()), say))
-        except storage.StorageError as error:
+        except (storage.StorageError, ray.exceptions.RayError) as error:
             on_failure("overlap", error)
     result = {
         "format": FORMAT,
