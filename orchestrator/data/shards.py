@@ -258,7 +258,7 @@ def _read_parquet(uri: str, config: DataConfig, captions: bool) -> Iterator[RawS
                 if name not in file.schema_arrow.names:
                     raise storage.StorageError(
                         f"{uri}: no column {name!r} among {', '.join(file.schema_arrow.names)}; "
-                        "set data.image_column and data.text_column"
+                        + ("set data.image_column and data.text_column" if captions else "name the pictures' column")
                     )
             index = 0
             for batch in file.iter_batches(batch_size=64, columns=columns):

@@ -93,6 +93,7 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         metavar="SHARDS",
         help="shards of training (globs and braces), or a run's manifest.json: pictures of the sets are sought in them",
     )
+    parser.add_argument("--image-column", default="image", help="of Parquet shards of training: the encoded pictures")
     parser.add_argument("--fail-below", metavar="FILE", help="YAML of scores below which the job fails")
     parser.add_argument("--compare", nargs="+", metavar="EVAL", help="folders of evaluations to be held side by side")
     found = parser.parse_args(argv)
@@ -142,6 +143,7 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         found.shift,
         name_humans(found.humans, list(datasets)),
         training_shards([storage.absolute(pattern) for pattern in found.overlap]),
+        found.image_column,
         image_only=not found.model,
     )
     beside = None

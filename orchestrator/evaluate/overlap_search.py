@@ -107,7 +107,9 @@ class Pictures:
         raise IndexError(place)
 
 
-def search_shard(pictures: Pictures, bank: Bank, shard: str, part: str) -> Iterator[tuple[int, bool]]:
+def search_shard(
+    pictures: Pictures, bank: Bank, shard: str, part: str, image_column: str = "image"
+) -> Iterator[tuple[int, bool]]:
     """Read a shard of training and keep what is found; plain, without Ray.
 
     Parameters
@@ -115,6 +117,7 @@ def search_shard(pictures: Pictures, bank: Bank, shard: str, part: str) -> Itera
     pictures, bank : of evaluation
     shard : URI
     part : URI of what is found
+    image_column : of Parquet, the column of encoded pictures
 
     Yields
     ------
@@ -126,7 +129,7 @@ def search_shard(pictures: Pictures, bank: Bank, shard: str, part: str) -> Itera
     """
     rows: list[dict[str, Any]] = []
     compared = rejected = told = 0
-    samples = read_shard(shard, DataConfig(), captions=False)
+    samples = read_shard(shard, DataConfig(image_column=image_column), captions=False)
     while held := list(itertools.islice(samples, AT_ONCE)):
         good = list(_readable(held))
         compared, rejected = compared + len(good), rejected + len(held) - len(good)
@@ -153,7 +156,11 @@ def _readable(samples: Sequence[RawSample | Reject]) -> Iterator[tuple[RawSample
 
 
 def search(
-    datasets: Sequence[EvaluationSet], shards: Sequence[str], cache: str, say: Callable[[Progress], None]
+    datasets: Sequence[EvaluationSet],
+    shards: Sequence[str],
+    cache: str,
+    say: Callable[[Progress], None],
+    image_column: str = "image",
 ) -> list[str]:
     """Search the shards that have not been searched before, on the Ray that this process has joined.
 
@@ -163,6 +170,7 @@ def search(
     shards : URIs of training
     cache : URI of a folder, which runs and models may share
     say : told how far it is, now and then
+    image_column : of Parquet, the column of encoded pictures
 
     Returns
     -------
@@ -184,7 +192,7 @@ def search(
     there = set(storage.list_dir(folder)) if storage.exists(folder) else set()
     waiting = {shard: uri for shard, uri in parts.items() if uri not in there}
     compared, done = 0, len(shards) - len(waiting)
-    for more, ended in _stream(*_bank(datasets), waiting) if waiting else []:
+    for more, ended in _stream(*_bank(datasets), waiting, image_column) if waiting else []:
         compared, done = compared + more, done + ended
         say(Progress(compared, done, len(shards)))
     return list(parts.values())
@@ -201,7 +209,7 @@ def _bank(datasets: Sequence[EvaluationSet]) -> tuple[Pictures, Bank]:
     return Pictures(keys), make_bank(np.stack([one for samples in found.values() for _, one in samples]))
 
 
-def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str]) -> Iterator[tuple[int, bool]]:
+def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_column: str) -> Iterator[tuple[int, bool]]:
     """Pictures compared, and whether that was a shard's end."""
     # The tasks of a node see it in the same memory.
     kept = ray.put((pictures, bank))
@@ -210,7 +218,7 @@ def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str]) -> Iterato
         shared = ray.get(kept)
         for shard, part in zip(row["shard"].tolist(), row["part"].tolist(), strict=True):
             try:
-                for compared, ended in search_shard(*shared, shard, part):
+                for compared, ended in search_shard(*shared, shard, part, image_column):
                     yield {"compared": np.array([compared]), "ended": np.array([ended]), "error": np.array([""])}
             except storage.StorageError as error:
                 yield {"compared": np.array([0]), "ended": np.array([False]), "error": np.array([str(error)])}

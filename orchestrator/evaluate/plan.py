@@ -58,6 +58,7 @@ class Options:
     shifts : `standard=shifted`, names of two sets; ImageNet's known shifts need none
     humans : by set, a CSV of people's answers to its pictures
     overlap : shards of training, to be searched for pictures of the sets
+    image_column : of those that are Parquet, the column of encoded pictures
     image_only : the model is another library's image encoder: what needs words is left out
     """
 
@@ -74,6 +75,7 @@ class Options:
     shifts: list[str] = field(default_factory=list)
     humans: dict[str, str] = field(default_factory=dict)
     overlap: list[str] = field(default_factory=list)
+    image_column: str = "image"
     image_only: bool = False
 
     @property

@@ -128,7 +128,7 @@ def overlap_section(overlap: Mapping[str, Any], rows: Rows) -> list[Part]:
             f"{training['pictures']:,} pictures of {training['shards']:,} training shards were compared with the sets' "
             f"by their pixels{rejected}. Accuracy in percent on all pictures, on those with a near-duplicate in "
             "training, and on the others; p of the binomial test of the overlap's accuracy against the clean one. The "
-            "paper found a median overlap of 2.2% and a mean of 3.2% over 35 sets. overlap/<set>.parquet lists the pairs.",
+            "paper found a median overlap of 2.2% and a mean of 3.2% over 35 sets. The pairs: overlap/<set>.parquet.",
             "status",
         ),
         rows_table(lines),

@@ -77,11 +77,14 @@ def searched(tmp_path, monkeypatch, pictures, others=40):
     write_seen(str(tmp_path / "train"), others=others)
     with storage.open_output(str(tmp_path / "train/2.parquet")) as stream:
         images = [encoded(pictures[29], 60), encoded(pictures[0], 60), b"no picture"]
-        pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), stream)
+        pq.write_table(pa.table({"picture": pa.array(images, pa.binary())}), stream)
     keys = Pictures({"a": [f"a{n}" for n in range(20)], "b": [f"b{n}" for n in range(10)]})
     shards = training_shards([f"{tmp_path}/train/{{0,1}}.tar", f"{tmp_path}/train/*.parquet"])
     parts = [str(tmp_path / f"parts/{number}") for number in range(len(shards))]
-    told = [list(search_shard(keys, bank(pictures), shard, part)) for shard, part in zip(shards, parts, strict=True)]
+    told = [
+        list(search_shard(keys, bank(pictures), shard, part, "picture"))
+        for shard, part in zip(shards, parts, strict=True)
+    ]
     return told, gather(parts, {name: str(tmp_path / f"{name}.parquet") for name in ("a", "b")})
 
 
