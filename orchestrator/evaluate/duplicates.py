@@ -107,7 +107,8 @@ def _compare(whole: np.ndarray, other: np.ndarray, box_4: np.ndarray) -> float |
             best, box_4 = float(correlation_K.max()), tried_K4[correlation_K.argmax()]
         if best < enough:
             return None
-    x, y = _centred(whole_1[0]), _centred(_cut(other_1, box_4[None], FINE)[0, 0])
+    # One brightness for all colours: of two hearts of one shape, a red one is not a green one.
+    x, y = (one - one.mean() for one in (whole_1[0], _cut(other_1, box_4[None], FINE)[0, 0]))
     difference = x - y * np.clip((x * y).sum() / (y * y).sum(), *CONTRAST)
     cells = (difference**2).reshape(CELLS, FINE // CELLS, CELLS, FINE // CELLS, 3).mean(axis=(1, 3, 4))
     return best if np.sqrt(cells.max()) <= DIFFERENCE else None
@@ -119,14 +120,9 @@ def _descriptors(thumbnail_M: np.ndarray) -> np.ndarray:
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
-    flat = _centred(pixels).reshape(*pixels.shape[:-3], -1)
+    flat = (pixels - pixels.mean(axis=(-3, -2), keepdims=True)).reshape(*pixels.shape[:-3], -1)
     length = np.linalg.norm(flat, axis=-1, keepdims=True)
     return np.where(length >= PLAIN * np.sqrt(flat.shape[-1]), flat / np.maximum(length, 1e-6), 0)
-
-
-def _centred(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (..., side, side, 3) without each colour's mean."""
-    return pixels - pixels.mean(axis=(-3, -2), keepdims=True)
 
 
 def _cut(pixels_M: np.ndarray, box_K4: np.ndarray, side: int) -> np.ndarray:
