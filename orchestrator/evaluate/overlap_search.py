@@ -33,8 +33,8 @@ from orchestrator.data.shards import RawSample, Reject, read_shard
 from orchestrator.evaluate.datasets import EvaluationSet
 from orchestrator.evaluate.duplicates import METHOD, Bank, find, make_bank, thumbnail
 
-# Pictures of training that are compared at once, and after how many a task tells how far it is.
-AT_ONCE, TOLD_EVERY = 64, 1024
+# Pictures of training that are compared at once.
+AT_ONCE = 64
 # Of evaluation: the set, its sample's place and key; of training: the shard, the place in it and the key.
 PAIRS = pa.schema(
     [
@@ -107,9 +107,7 @@ class Pictures:
         raise IndexError(place)
 
 
-def search_shard(
-    pictures: Pictures, bank: Bank, shard: str, part: str, image_column: str = "image"
-) -> Iterator[tuple[int, bool]]:
+def search_shard(pictures: Pictures, bank: Bank, shard: str, part: str, image_column: str = "image") -> Tally:
     """Read a shard of training and keep what is found; plain, without Ray.
 
     Parameters
@@ -119,16 +117,12 @@ def search_shard(
     part : URI of what is found
     image_column : of Parquet, the column of encoded pictures
 
-    Yields
-    ------
-    pictures compared since the last time, and whether the shard is done
-
     Raises
     ------
     StorageError
     """
     rows: list[dict[str, Any]] = []
-    compared = rejected = told = 0
+    compared = rejected = 0
     samples = read_shard(shard, DataConfig(image_column=image_column), captions=False)
     while held := list(itertools.islice(samples, AT_ONCE)):
         good = list(_readable(held))
@@ -137,14 +131,11 @@ def search_shard(
             sample, _ = good[match.training]
             row = {"shard": shard, "index": sample.index, "key": sample.key, "correlation": match.correlation}
             rows.append(pictures.row(match.evaluation) | row)
-        if compared - told >= TOLD_EVERY:
-            yield compared - told, False
-            told = compared
+    tally = Tally(compared, rejected, len(rows))
     sink = io.BytesIO()
-    about = {"tally": json.dumps(Tally(compared, rejected, len(rows)))}
-    pq.write_table(pa.Table.from_pylist(rows, PAIRS.with_metadata(about)), sink)
+    pq.write_table(pa.Table.from_pylist(rows, PAIRS.with_metadata({"tally": json.dumps(tally)})), sink)
     storage.write_bytes(part, sink.getvalue())
-    yield compared - told, True
+    return tally
 
 
 def _readable(samples: Sequence[RawSample | Reject]) -> Iterator[tuple[RawSample, np.ndarray]]:
@@ -192,8 +183,8 @@ def search(
     there = set(storage.list_dir(folder)) if storage.exists(folder) else set()
     waiting = {shard: uri for shard, uri in parts.items() if uri not in there}
     compared, done = 0, len(shards) - len(waiting)
-    for more, ended in _stream(*_bank(datasets), waiting, image_column) if waiting else []:
-        compared, done = compared + more, done + ended
+    for more in _stream(*_bank(datasets), waiting, image_column) if waiting else []:
+        compared, done = compared + more, done + 1
         say(Progress(compared, done, len(shards)))
     return list(parts.values())
 
@@ -209,8 +200,8 @@ def _bank(datasets: Sequence[EvaluationSet]) -> tuple[Pictures, Bank]:
     return Pictures(keys), make_bank(np.stack([one for samples in found.values() for _, one in samples]))
 
 
-def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_column: str) -> Iterator[tuple[int, bool]]:
-    """Pictures compared, and whether that was a shard's end."""
+def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_column: str) -> Iterator[int]:
+    """Pictures compared of each shard, as it is done."""
     # The tasks of a node see it in the same memory.
     kept = ray.put((pictures, bank))
 
@@ -218,10 +209,10 @@ def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_colu
         shared = ray.get(kept)
         for shard, part in zip(row["shard"].tolist(), row["part"].tolist(), strict=True):
             try:
-                for compared, ended in search_shard(*shared, shard, part, image_column):
-                    yield {"compared": np.array([compared]), "ended": np.array([ended]), "error": np.array([""])}
+                compared, why = search_shard(*shared, shard, part, image_column).pictures, ""
             except storage.StorageError as error:
-                yield {"compared": np.array([0]), "ended": np.array([False]), "error": np.array([str(error)])}
+                compared, why = 0, str(error)
+            yield {"compared": np.array([compared]), "error": np.array([why])}
 
     rows = [{"shard": shard, "part": part} for shard, part in parts.items()]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -230,9 +221,11 @@ def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_colu
     dataset.context.enable_progress_bars = False
     errors = []
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        for compared, ended, error in zip(batch["compared"], batch["ended"], batch["error"], strict=True):
-            errors += [str(error)] if error else []
-            yield int(compared), bool(ended)
+        for compared, error in zip(batch["compared"], batch["error"], strict=True):
+            if error:
+                errors.append(str(error))
+            else:
+                yield int(compared)
     if errors:
         raise storage.StorageError("; ".join(errors[:3]) + (f"; {len(errors) - 3} more" if errors[3:] else ""))
 

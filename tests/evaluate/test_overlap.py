@@ -14,7 +14,6 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from orchestrator import storage
-from orchestrator.evaluate import overlap_search
 from orchestrator.evaluate.duplicates import find, make_bank, thumbnail
 from orchestrator.evaluate.overlap import overlap
 from orchestrator.evaluate.overlap_search import Pictures, Progress, Tally, gather, search_shard, training_shards
@@ -71,28 +70,21 @@ def test_pictures_of_one_colour_match_nothing():
     assert find(plain, plain.thumbnail_M) == []
 
 
-def searched(tmp_path, monkeypatch, pictures, others=40):
+def test_what_was_put_into_training_is_listed_by_shard_and_place(tmp_path):
     """Shards that hold every third of 30 textures, searched in this process; two sets share the textures."""
-    monkeypatch.setattr(overlap_search, "TOLD_EVERY", 16)
-    write_seen(str(tmp_path / "train"), others=others)
+    pictures = textures(30, seed=0)
+    write_seen(str(tmp_path / "train"))
     with storage.open_output(str(tmp_path / "train/2.parquet")) as stream:
         images = [encoded(pictures[29], 60), encoded(pictures[0], 60), b"no picture"]
         pq.write_table(pa.table({"picture": pa.array(images, pa.binary())}), stream)
     keys = Pictures({"a": [f"a{n}" for n in range(20)], "b": [f"b{n}" for n in range(10)]})
     shards = training_shards([f"{tmp_path}/train/{{0,1}}.tar", f"{tmp_path}/train/*.parquet"])
     parts = [str(tmp_path / f"parts/{number}") for number in range(len(shards))]
-    told = [
-        list(search_shard(keys, bank(pictures), shard, part, "picture"))
-        for shard, part in zip(shards, parts, strict=True)
-    ]
-    return told, gather(parts, {name: str(tmp_path / f"{name}.parquet") for name in ("a", "b")})
-
-
-def test_what_was_put_into_training_is_listed_by_shard_and_place(tmp_path, monkeypatch):
-    told, (tally, seen) = searched(tmp_path, monkeypatch, textures(30, seed=0))
-    assert seen == {"a": {0, 3, 6, 9, 12, 15, 18}, "b": {1, 4, 7, 9}}
-    assert tally == Tally(pictures=40 + 10 + 2, rejected=1, pairs=12)
-    assert told[0] == [(25, False), (0, True)] and told[2] == [(2, True)]
+    looked_at = bank(pictures)
+    tallies = [search_shard(keys, looked_at, shard, part, "picture") for shard, part in zip(shards, parts, strict=True)]
+    assert tallies == [(25, 0, 5), (25, 0, 5), (2, 1, 2)]
+    total, seen = gather(parts, {name: str(tmp_path / f"{name}.parquet") for name in ("a", "b")})
+    assert seen == {"a": {0, 3, 6, 9, 12, 15, 18}, "b": {1, 4, 7, 9}} and total == Tally(52, 1, 12)
     pairs = pq.read_table(tmp_path / "a.parquet").to_pylist()
     # 40 others, then the copies of 0, 3, 6 ..., in two shards by turns.
     first = [(one["sample"], one["sample_key"], one["shard"][-5:], one["index"], one["key"]) for one in pairs[:2]]
