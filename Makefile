@@ -10,12 +10,13 @@ demo: $(VENV)/demo.stamp  ## environment, real data, pretraining on Ray, zero-sh
 	$(BIN)/python jobs/pretrain.py --config demo
 
 test: $(VENV)/dev.stamp  ## environment and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint cluster/kuberay/Dockerfile
 
 bench: $(VENV)/bench.stamp  ## each prints a table of this project beside a peer
 	$(BIN)/python benchmarks/ingest.py

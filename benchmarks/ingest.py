@@ -74,7 +74,7 @@ def _ours(shards: list[str], decode: str, cores: int) -> Iterator[int]:
     # Made once for each run of training, not for each epoch: outside the clock.
     manifest = Manifest([inspect_shard(shard, config.data) for shard in shards])
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    rejects = RejectActor.remote(RejectLedger(manifest, 0.0))  # type: ignore[attr-defined]
+    rejects = RejectActor.remote(RejectLedger(manifest, 0.0), "ingest")  # type: ignore[attr-defined]
     yield 0
     dataset = make_dataset(manifest, config, Tokenizer.clip(), rejects)
     dataset.context.enable_progress_bars = False

@@ -1,1 +1,1 @@
-"""Where it runs: a cluster of several nodes on this machine, and what to look at on any before a run."""
+"""Where it runs: files for `ray up`, a cluster of several nodes on this machine, and what to look at before a run."""

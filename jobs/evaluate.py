@@ -6,6 +6,7 @@ ray job submit --working-dir . -- python jobs/evaluate.py --model s3://bucket/ru
 python jobs/evaluate.py --model runs/demo/final --datasets 'sets/*' --suite zero-shot --fail-below bounds.yaml
 python jobs/evaluate.py --model runs/demo/final --datasets 'sets/*' --overlap 's3://train/{000..100}.tar'
 python jobs/evaluate.py --model runs/demo/final --datasets sets/pets --humans answers.csv
+python jobs/evaluate.py --model s3://bucket/runs/mine/final --datasets 's3://eval/wds/*' --placement vit-b-32
 python jobs/evaluate.py --compare runs/a/eval runs/b/eval runs/c/eval
 
 The same command goes on after an interruption: what has been measured of a set is not measured again.
@@ -28,7 +29,8 @@ USER_ERRORS = (ConfigError, EvaluationSetError, ModelDirectoryError, StorageErro
 def main(argv: list[str]) -> None:
     asked = command.parse(argv, __doc__ or "")
     if asked.options is not None:
-        print(f"evaluating {asked.options.model} on {len(asked.options.datasets)} sets {connect(Config())}", flush=True)
+        joined = connect(Config(placement=asked.options.placement))
+        print(f"evaluating {asked.options.model} on {len(asked.options.datasets)} sets {joined}", flush=True)
     print(f"report    {command.run(asked)}")
 
 

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     run = pretrain(config)
     print(f"model     {run.path('final')}")
     if sets:
-        summary = after_training.read_result(run.uri) or after_training.evaluate_run(run.uri, sets, config.evaluation)
+        summary = after_training.read_result(run.uri) or after_training.evaluate_run(run.uri, sets, config)
         after_training.print_table(summary)
         print(f"result    {run.path(after_training.RESULT)}\npicture   {run.path(after_training.PICTURE)}")
     print(f"metrics   tensorboard --logdir {run.path('tensorboard')}")

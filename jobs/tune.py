@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     after_training.open_sets(base.evaluation)
     plan = asked.plan()
     print(f"study {asked.study.uri}, {asked.trials} trials, {connect(base, study=True)}", flush=True)
-    report = command.run(asked, plan, after_training.Accuracy(base.evaluation))
+    report = command.run(asked, plan, after_training.Accuracy(base))
     print(f"report    {report}/report.md")
     print(f"go on     python jobs/tune.py --resume {asked.study.uri}")
 

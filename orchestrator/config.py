@@ -13,6 +13,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator import placement
+
 
 class ConfigError(ValueError):
     """An option, or a combination of options, that cannot work; the message names the key, its value and the cure."""
@@ -187,6 +189,8 @@ class TrainConfig:
     parallel : ddp (each worker holds the whole model) or fsdp (weights, gradients and moments are sharded over them)
     device : auto (a GPU a worker where the cluster has any), gpu, or cpu
     cpus_per_worker : logical CPUs that one training process reserves
+    gpus_per_worker : GPUs that it reserves where it trains on one: 1, or a part of one that other runs share, such as
+        trials of a study; then num_workers must be 1
     torch_threads : CPU threads of one training process; 0: this node's cores shared among its training processes
     precision : fp32 (on a GPU torch still lets convolutions round to TF32); bf16 (autocast); pure_bf16 (bf16, and the
         text tower's weights and Adam's moments are kept in bf16 too, rounded stochastically: the paper's way to save
@@ -220,6 +224,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "gpu", "cpu"] = "auto"
     cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 1.0
     torch_threads: int = 0
     precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
     checkpoint_activations: bool = False
@@ -268,6 +273,23 @@ class EvaluationConfig:
 
 
 @dataclass
+class PlacementConfig:
+    """Which nodes of a cluster each kind of work runs on.
+
+    Each is a selector of Ray's node labels: label -> value, or `!value`, `in(a, b)`, `!in(a, b)`; all must fit. Empty:
+    any node. On the one node of a Ray that a job starts itself it does not count.
+
+    Parameters
+    ----------
+    data : for reading and decoding
+    train : for training processes, and for embedding and measuring with a trained model
+    """
+
+    data: dict[str, str] = field(default_factory=dict)
+    train: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class RunConfig:
     """The run's name and place.
 
@@ -301,13 +323,14 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def validate(self) -> None:
         """Raise ConfigError for the first value or combination that cannot work."""
-        for check in (_check_model, _check_data, _check_training):
+        for check in (_check_model, _check_data, _check_training, _check_placement):
             check(self)
 
 
@@ -423,6 +446,11 @@ def _check_training(config: Config) -> None:
     )
     _require(optim.max_grad_norm >= 0, "optim.max_grad_norm", optim.max_grad_norm, "0 (never) or more")
     _require(train.cpus_per_worker > 0, "train.cpus_per_worker", train.cpus_per_worker, "above 0")
+    _require(0 < train.gpus_per_worker <= 1, "train.gpus_per_worker", train.gpus_per_worker, "above 0, at most 1")
+    _require(
+        train.gpus_per_worker == 1 or most == 1, "train.gpus_per_worker", train.gpus_per_worker,
+        "NCCL takes one training process a GPU: a part of one needs train.num_workers=1",
+    )  # fmt: skip
     _require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
     _require(optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "0 or more")
     _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or more")
@@ -438,3 +466,11 @@ def _check_training(config: Config) -> None:
     _require(bool(run.storage_path), "run.storage_path", run.storage_path, "a folder or URI for all runs")
     for template in config.evaluation.templates:
         _require("{c}" in template, "evaluation.templates", template, "a template needs {c} for the class name")
+
+
+def _check_placement(config: Config) -> None:
+    for key, selector in dataclasses.asdict(config.placement).items():
+        try:
+            placement.check(selector)
+        except ValueError as error:
+            raise ConfigError(f"placement.{key}={selector!r}: {error}") from None

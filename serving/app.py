@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from orchestrator import storage
+from orchestrator.train.waiting import require_nodes
 from serving.classifiers import Classifiers
 from serving.encoders import ImageEncoder, TextEncoder
 from serving.service import Ingress
@@ -29,17 +30,21 @@ def build(settings: Settings) -> Application:
         resources and queue are set in the config file, under its name (Ingress, ImageEncoder-default ...)
     """
     settings.storage = storage.absolute(settings.storage)
-    gpu = settings.hardware == "gpu"
-    on_device: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": 0.5}
+    require_nodes("nodes", settings.nodes)
+
+    def reserve(**resources: float) -> dict[str, Any]:
+        return {**resources, "label_selector": settings.nodes}
+
+    on_device = reserve(num_gpus=1) if settings.hardware == "gpu" else reserve(num_cpus=0.5)
     images, texts = {}, {}
     for name, uri in settings.models.items():
         uri = storage.absolute(uri)
         images[name] = _encoder(ImageEncoder, name, settings, on_device).bind(name, uri, settings.hardware)
         # A text tower has little to do: classifiers are kept.
-        texts[name] = _encoder(TextEncoder, name, settings, {"num_cpus": 0.5}).bind(name, uri, "cpu")
-    classifiers = serve.deployment(ray_actor_options={"num_cpus": 0.1})(Classifiers).bind(settings, texts)
+        texts[name] = _encoder(TextEncoder, name, settings, reserve(num_cpus=0.5)).bind(name, uri, "cpu")
+    classifiers = serve.deployment(ray_actor_options=reserve(num_cpus=0.1))(Classifiers).bind(settings, texts)
     options: dict[str, Any] = {"name": "Ingress", "max_ongoing_requests": 128}
-    ingress = serve.deployment(**options, ray_actor_options={"num_cpus": 0.4})(serve.ingress()(Ingress))
+    ingress = serve.deployment(**options, ray_actor_options=reserve(num_cpus=0.4))(serve.ingress()(Ingress))
     return ingress.bind(settings, images, texts, classifiers)
 
 

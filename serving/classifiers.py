@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.serve.metrics import Counter
+from ray.serve import metrics
 from safetensors.numpy import load, save
 
 from orchestrator import storage
 from orchestrator.inference import build_classifier
+from orchestrator.telemetry import export
 from serving.errors import RequestError
 from serving.handles import ask, through_the_store
 from serving.settings import Settings
@@ -117,7 +118,7 @@ class Classifiers:
         self._builds: dict[str, _Build] = {}
         self._failed: dict[str, str] = {}
         self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._asked = Counter("clip_classifier_weights", "weights asked for, by where they were", ("found",))
+        self._asked = export("classifier_weights", metrics)
         for uri in self._stored_definitions():
             definition = Definition.from_json(storage.read_bytes(uri))
             self._definitions[definition.name] = definition

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.serve.metrics import Counter, Histogram
+from ray.serve import metrics
 
 from orchestrator.inference import Embedder
+from orchestrator.telemetry import export
 from serving.together import Together
 
 # Inputs that a core takes at a time; more are hardly faster.
 PIECE = 8
-BATCH_SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 class _Encoder(abc.ABC):
@@ -45,10 +45,8 @@ class _Encoder(abc.ABC):
         # One at work and one that is ready: no core waits for another batch. Serve calls reconfigure for the size.
         self._together = Together(self._pass, size=1, ahead=2)
         self._tags = {"model": name}
-        self._sizes = Histogram(
-            f"clip_{self.KIND}_batch_size", f"{self.KIND}s in one forward pass", BATCH_SIZES, ("model",)
-        )
-        self._encoded = Counter(f"clip_{self.KIND}s_encoded", f"{self.KIND}s through the tower", ("model",))
+        self._sizes = export(f"{self.KIND}_batch_size", metrics)
+        self._encoded = export(f"{self.KIND}s_encoded", metrics)
         # The first pass allocates and chooses kernels; a replica without it would be slow to its first caller. Nothing
         # is served by a model that gives no finite numbers.
         if not np.isfinite(self._run([self.probe()])).all():

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from fastapi import FastAPI
-from ray.serve.metrics import Counter, Histogram
+from ray.serve import metrics
 
 from orchestrator.inference import class_probabilities
+from orchestrator.telemetry import export
 from serving.classifiers import Definition, Words
 from serving.errors import RequestError
 from serving.handles import ask, through_the_store
@@ -30,7 +31,6 @@ from serving.pictures import prepare
 from serving.settings import Settings
 from serving.together import Together
 
-STAGE_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 KEPT_CLASSIFIERS = 64
 # Seconds after which a replica has heard of a classifier that was replaced or deleted through another.
 FRESH_S = 1.0
@@ -65,9 +65,9 @@ class Ingress:
         self._definitions: dict[str, tuple[float, Definition]] = {}
         # Weights by fingerprint and digest of the words: small, so that most requests ask nobody but the image encoder.
         self._weights: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
-        self._seconds = Histogram("clip_stage_seconds", "time of a request by stage", STAGE_SECONDS, ("stage",))
-        self.requests = Counter("clip_requests", "requests by route and outcome", ("handler", "status"))  # type: ignore[arg-type]
-        self._cache = Counter("clip_classifier_cache", "classifiers asked for, by whether they were at hand", ("hit",))
+        self._seconds = export("stage_seconds", metrics)
+        self.requests = export("requests", metrics)
+        self._cache = export("classifier_cache", metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self)

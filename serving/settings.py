@@ -61,6 +61,9 @@ class Settings(_Strict):
     models: dict[str, str] = Field(default_factory=dict, description="the same, by the name that requests use")
     storage: str = Field(default="serving-data", description="URI of the folder that keeps classifiers")
     hardware: Literal["cpu", "gpu"] = Field(default="cpu", description="what the encoders run on")
+    nodes: dict[str, str] = Field(
+        default_factory=dict, description="labels of the nodes that replicas run on, in Ray's syntax; empty: any"
+    )
     keys: dict[str, str] = Field(
         default_factory=dict,
         description="names of clients and the environment variables that hold their bearer keys; empty: open to all",

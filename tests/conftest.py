@@ -9,16 +9,38 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from ray_cluster import free_port, wait_until
 
 # Set before anything imports Ray: tests start clusters of their own and tell nobody.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+# Set before anything imports torch: its threads would wait for each other by turning, on cores that other tests want.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 os.environ.pop("RAY_ADDRESS", None)
+
+# Names of files whose tests go to one process.
+TOGETHER = {
+    "nodes": {"test_autoscale", "test_check_cluster", "test_exact_resume", "test_hosts", "test_local"},
+    "server": {"test_api", "test_faults", "test_fetch", "test_models", "test_openapi", "test_page"},
+}
 
 KEY = "test-access-key"
 SECRET = "test-secret-that-must-never-be-printed"
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests go to one process, since they share a cluster. So do those of the one server of the API, and those
+    of many nodes, of which this machine can bear one at a time."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            scope = super()._split_scope(nodeid)
+            return next((one for one, names in TOGETHER.items() if Path(scope).stem in names), scope)
+
+    return ByCluster(config, log)
 
 
 @dataclass

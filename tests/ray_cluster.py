@@ -39,12 +39,12 @@ class RayCluster:
     metrics: str
     temporary: Path
 
-    def add_node(self, num_cpus: int) -> subprocess.Popen:
-        """Join another node and wait until it is there; it ends with the cluster."""
+    def add_node(self, num_cpus: int, labels: str = "") -> subprocess.Popen:
+        """Join another node, with labels such as `a=b,c=d`, and wait until it is there; it ends with the cluster."""
         expected = sum(node.poll() is None for node in self.nodes) + 1
         command = [
             RAY, "start", f"--address={self.address}", "--block", f"--num-cpus={num_cpus}",
-            "--node-ip-address=127.0.0.1", "--object-store-memory=200000000",
+            "--node-ip-address=127.0.0.1", "--object-store-memory=200000000", f"--labels={labels}",
             f"--dashboard-agent-listen-port={free_port()}",
         ]  # fmt: skip
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}

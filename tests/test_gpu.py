@@ -102,7 +102,11 @@ def test_chunks_equal_the_whole_batch():
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-@pytest.mark.parametrize("change", [CLIP.compile_blocks, CLIP.checkpoint_activations])
+@pytest.mark.parametrize("change", [
+    # On the CPU tests/model/test_efficiency.py compiles, for minutes.
+    pytest.param(CLIP.compile_blocks, marks=pytest.mark.skipif(DEVICE == CPU, reason="no GPU to compile for")),
+    CLIP.checkpoint_activations,
+])  # fmt: skip
 def test_options_for_speed_and_memory_change_nothing(kind, change):
     found, expected = Training(DEVICE, kind, change=change), Training(DEVICE, kind)
     np.testing.assert_allclose(found.losses(5, lr=1e-4), expected.losses(5, lr=1e-4), rtol=1e-3)

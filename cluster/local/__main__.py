@@ -54,6 +54,7 @@ def _say(cluster: LocalCluster) -> None:
         f"dashboard {cluster.dashboard} (this machine alone)\n"
         f"next      export {variables}\n"
         "          ray job submit --working-dir . -- python jobs/pretrain.py --config demo\n"
+        f"metrics   {cluster.targets} names where they are, for Prometheus\n"
         f"stop      python -m cluster.local down --name {settings.name}"
     )
 

@@ -109,6 +109,11 @@ class LocalCluster:
         """Whether its head lives; a busy one may be slow to answer, and a dead one's port may be another's by now."""
         return any(starts(process) == "head" for process in self.processes())
 
+    @property
+    def targets(self) -> Path:
+        """Where its metrics are, for Prometheus: a file that Ray keeps up to date."""
+        return self.scratch / "prom_metrics_service_discovery.json"
+
     @classmethod
     def start(cls, settings: Settings) -> LocalCluster:
         """Start the head; nodes come when work asks for them.
@@ -173,6 +178,9 @@ class LocalCluster:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             # The autoscaler imports this package, wherever it was started from.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
+            # Ray's own ports for metrics are fixed: of two clusters here, one would show the other's.
+            "AUTOSCALER_METRIC_PORT": str(free_port()),
+            "DASHBOARD_METRIC_PORT": str(free_port()),
             # `ray job stop` waits so long for a run to write its checkpoint, in place of 3 seconds.
             "RAY_JOB_STOP_WAIT_TIME_S": "600",
         }

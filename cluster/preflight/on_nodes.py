@@ -57,7 +57,7 @@ def check_nodes(config: Config, timeout_s: float) -> list[Line]:
     """
     nodes = sorted((one for one in ray.nodes() if one["Alive"]), key=lambda one: one["NodeID"])
     names = {one["NodeID"]: f"{one['NodeManagerAddress']} ({one['NodeID'][:8]})" for one in nodes}
-    kinds = {one["NodeID"]: room.Kind(1, *(one["Resources"].get(name, 0) for name in ("CPU", "GPU"))) for one in nodes}
+    kinds = {one["NodeID"]: kind_of(one) for one in nodes}
     lines = [room.judge(list(kinds.values()), config, f"{len(nodes)} nodes", "Add nodes")]
     probes = {identity: start(identity) for identity in names}
     try:
@@ -73,17 +73,19 @@ def check_nodes(config: Config, timeout_s: float) -> list[Line]:
             lines.append(clock(probes[identity], where, timeout_s))
         lines += check_storage(config, {identity: probes[identity] for identity in there}, names, timeout_s)
         gpu = room.asks_gpu(list(kinds.values()), config)
-        able = [
-            identity
-            for identity in there
-            if kinds[identity].cpus >= config.train.cpus_per_worker and (kinds[identity].gpus or not gpu)
-        ]
+        able = [identity for identity in there if room.places(kinds[identity], config, gpu)]
         lines += check_reduce(
             {identity: there[identity]["NodeManagerAddress"] for identity in able}, names, gpu, timeout_s
         )
     finally:
         end(probes)
     return lines
+
+
+def kind_of(one: dict[str, Any]) -> room.Kind:
+    """A node as Ray describes it, by what it has room for."""
+    resources = one["Resources"]
+    return room.Kind(1, resources.get("CPU", 0), resources.get("GPU", 0), labels=one["Labels"])
 
 
 def start(identity: str, **options: Any) -> Any:

@@ -68,15 +68,15 @@ def judge_types(prepared: dict[str, Any], config: Config, file: str, cure: str) 
     head = prepared["head_node_type"]
     kinds, silent = [], []
     for name, fields in prepared["available_node_types"].items():
-        resources = fields.get("resources") or {}
+        resources, labels = fields.get("resources") or {}, fields.get("labels") or {}
         count = fields.get("max_workers", 0) + (name == head)
         if "CPU" not in resources and count:
             silent.append(name)
         if name == head:
             # It is there whatever its max_workers, and takes part with what it has.
-            kinds.append(Kind(1, *_size(resources), head=True))
+            kinds.append(Kind(1, *_size(resources), head=True, labels=labels))
             count -= 1
-        kinds.append(Kind(count, *_size(resources)))
+        kinds.append(Kind(count, *_size(resources), labels=labels))
     line = judge(kinds, config, file, cure, limit=prepared["max_workers"])
     if line.status == "fail" and silent:
         seen = f"{line.seen}, not counting {', '.join(silent)}, which state no resources"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from cluster.preflight.line import Line
 from orchestrator.config import Config
+from orchestrator.placement import admits
 
 # 0.1 CPUs ten times over are one CPU.
 ROUNDING = 1e-6
@@ -20,12 +22,14 @@ class Kind:
     count : how many there are, or may be
     cpus, gpus : of one node
     head : the head's own node, which no limit of workers counts
+    labels : of one node
     """
 
     count: int
     cpus: float
     gpus: float
     head: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def trainers_beside_a_reader(kinds: list[Kind], config: Config, limit: int | None = None) -> int:
@@ -43,13 +47,13 @@ def trainers_beside_a_reader(kinds: list[Kind], config: Config, limit: int | Non
         rest = host.cpus - config.data.cpus_per_reader
         free = sum(kind.count for kind in kinds) if limit is None else limit
         free -= not host.head
-        if not host.count or rest < -ROUNDING or free < 0:
+        if not host.count or rest < -ROUNDING or free < 0 or not admits(config.placement.data, host.labels):
             continue
-        total = _places(replace(host, cpus=rest), config, gpu)
-        for kind in sorted(kinds, key=lambda kind: _places(kind, config, gpu), reverse=True):
+        total = places(replace(host, cpus=rest), config, gpu)
+        for kind in sorted(kinds, key=lambda kind: places(kind, config, gpu), reverse=True):
             count = kind.count - (kind is host)
             taken = count if kind.head else min(count, free)
-            total += _places(kind, config, gpu) * taken
+            total += places(kind, config, gpu) * taken
             free -= 0 if kind.head else taken
         best = max(best, total)
     return best
@@ -58,7 +62,8 @@ def trainers_beside_a_reader(kinds: list[Kind], config: Config, limit: int | Non
 def asks_gpu(kinds: list[Kind], config: Config) -> bool:
     """Whether each training process takes a GPU."""
     device = config.train.device
-    return device == "gpu" or (device == "auto" and any(kind.count and kind.gpus for kind in kinds))
+    there = [kind for kind in kinds if kind.count and admits(config.placement.train, kind.labels)]
+    return device == "gpu" or (device == "auto" and any(kind.gpus for kind in there))
 
 
 def judge(kinds: list[Kind], config: Config, where: str, cure: str, limit: int | None = None) -> Line:
@@ -72,11 +77,16 @@ def judge(kinds: list[Kind], config: Config, where: str, cure: str, limit: int |
     """
     fewest, most = config.train.worker_range
     found = trainers_beside_a_reader(kinds, config, limit)
-    gpu = " and a GPU" if asks_gpu(kinds, config) else ""
-    asked = (
-        f"{config.train.num_workers} trainers of {config.train.cpus_per_worker:g} CPUs{gpu} and a reading task of "
-        f"{config.data.cpus_per_reader:g} CPUs asked"
+    gpu = f" and {config.train.gpus_per_worker:g} GPUs" if asks_gpu(kinds, config) else ""
+    reading, training = (
+        f" on nodes of {selector}" if selector else "" for selector in (config.placement.data, config.placement.train)
     )
+    asked = (
+        f"{config.train.num_workers} trainers of {config.train.cpus_per_worker:g} CPUs{gpu}{training} and a reading "
+        f"task of {config.data.cpus_per_reader:g} CPUs{reading} asked"
+    )
+    if reading or training:
+        cure = f"{cure}, look at the nodes' labels"
     lower = "or lower train.num_workers, train.cpus_per_worker or data.cpus_per_reader"
     if found < 0:
         return Line("fail", "resources", where, f"{asked}; no node has room for the reading task", f"{cure}, {lower}")
@@ -88,6 +98,9 @@ def judge(kinds: list[Kind], config: Config, where: str, cure: str, limit: int |
     return Line("ok", "resources", where, seen)
 
 
-def _places(kind: Kind, config: Config, gpu: bool) -> int:
+def places(kind: Kind, config: Config, gpu: bool) -> int:
+    """Training processes that one node has a place for."""
+    if not admits(config.placement.train, kind.labels):
+        return 0
     by_cpu = int((kind.cpus + ROUNDING) / config.train.cpus_per_worker)
-    return min(by_cpu, int(kind.gpus)) if gpu else by_cpu
+    return min(by_cpu, int(kind.gpus) * int(1 / config.train.gpus_per_worker + ROUNDING)) if gpu else by_cpu

@@ -12,6 +12,7 @@ from pyroaring import BitMap
 
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shards import Reject
+from orchestrator.telemetry import Exporter
 
 # Bad samples that are listed one by one, at most; the others are counted.
 LISTED = 100_000
@@ -33,6 +34,7 @@ class RejectLedger:
     def __init__(self, manifest: Manifest, max_share: float):
         self._max_share = max_share
         self._places = manifest.ledger()
+        self.limit = int(self._places.size * max_share)
         self._shards = {shard.uri: number for number, shard in enumerate(manifest.shards)}
         self._listed: list[Reject] = []
         self.places = BitMap()
@@ -47,13 +49,12 @@ class RejectLedger:
                 self.counts[reject.reason] += 1
                 if len(self._listed) < LISTED:
                     self._listed.append(reject)
-        samples = self._places.size
-        if len(self.places) <= int(samples * self._max_share):
+        if len(self.places) <= self.limit:
             return ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
         first = self._listed[0]
         return (
-            f"data.max_reject_share={self._max_share}: {len(self.places)} of {samples} samples are bad "
+            f"data.max_reject_share={self._max_share}: {len(self.places)} of {self._places.size} samples are bad "
             f"({reasons}), the first {first.shard} sample {first.index} ({first.key}); rejects.jsonl of the run lists "
             "them; mend the data or raise the limit"
         )
@@ -79,13 +80,28 @@ class RejectLedger:
 
 @ray.remote(num_cpus=0)
 class RejectActor:
-    """A ledger of bad samples that all reading tasks share."""
+    """A ledger of bad samples that all reading tasks share.
 
-    def __init__(self, ledger: RejectLedger):
+    Parameters
+    ----------
+    ledger : to go on with
+    run : name of the run that reads
+    """
+
+    def __init__(self, ledger: RejectLedger, run: str):
         self._ledger = ledger
+        self._exported = Exporter("rejects", "reject_limit", run=run)
+        self._exported.set("reject_limit", ledger.limit)
+        self._export_counts()
 
     def add(self, rejects: Sequence[Reject]) -> str:
-        return self._ledger.add(rejects)
+        why = self._ledger.add(rejects)
+        self._export_counts()
+        return why
+
+    def _export_counts(self) -> None:
+        for reason, count in self._ledger.counts.items():
+            self._exported.set("rejects", count, reason=reason)
 
     def count(self) -> int:
         return len(self._ledger.places)

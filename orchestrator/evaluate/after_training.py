@@ -10,11 +10,12 @@ from typing import Any
 import ray
 
 from orchestrator import storage
-from orchestrator.config import EvaluationConfig
+from orchestrator.config import Config, EvaluationConfig
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError, open_evaluation_set
 from orchestrator.evaluate.picture import draw_predictions
 from orchestrator.evaluate.zero_shot import ZeroShotResult, zero_shot
 from orchestrator.inference import Embedder
+from orchestrator.train.cluster import nodes_of, total
 
 RESULT = "zero_shot.json"
 PICTURE = "predictions.png"
@@ -33,7 +34,7 @@ def open_sets(config: EvaluationConfig) -> list[EvaluationSet]:
 
 
 def evaluate_run(
-    run_uri: str, sets: list[EvaluationSet], config: EvaluationConfig, cpus: int = 0
+    run_uri: str, sets: list[EvaluationSet], config: Config, cpus: int = 0
 ) -> dict[str, dict[str, float | int]]:
     """Measure `<run>/final` on a node that has a device, and write the result beside it.
 
@@ -41,18 +42,23 @@ def evaluate_run(
     ----------
     run_uri : the run's folder
     sets : what to measure
-    config : batch size
+    config : of the run: batch size and placement
     cpus : logical CPUs to reserve where there is no GPU; 0: a node's
 
     Returns
     -------
     {set: {top1, top5, chance, classes, samples}}
     """
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0
+    where, batch_size = config.placement.train, config.evaluation.batch_size
+    gpus = 1 if total("GPU", where) > 0 else 0
     # By default it would have to fit into what the caller itself has reserved, if that is a trial of a study.
-    reserved = 1 if gpus else cpus or _cpus_of_a_node()
-    task = ray.remote(num_cpus=reserved, num_gpus=gpus, scheduling_strategy="DEFAULT")(measure)
-    results: dict[str, ZeroShotResult] = ray.get(task.remote(f"{run_uri}/final", sets, config.batch_size, gpus > 0))
+    task = ray.remote(
+        num_cpus=1 if gpus else cpus or _cpus_of_a_node(where),
+        num_gpus=gpus,
+        scheduling_strategy="DEFAULT",
+        label_selector=where,
+    )(measure)
+    results: dict[str, ZeroShotResult] = ray.get(task.remote(f"{run_uri}/final", sets, batch_size, gpus > 0))
     summary = {name: result.summary() for name, result in results.items()}
     storage.write_bytes(f"{run_uri}/{PICTURE}", _picture(run_uri, results))
     card_uri = f"{run_uri}/final/README.md"
@@ -67,24 +73,24 @@ class Accuracy:
 
     Parameters
     ----------
-    config : evaluation sets
+    config : evaluation sets and placement, which a study's runs have in common
     """
 
-    def __init__(self, config: EvaluationConfig):
+    def __init__(self, config: Config):
         self._config = config
 
     def __call__(self, run_uri: str) -> float:
         """Top-1 as a mean over the sets, in [0, 1]; NaN where there is no set."""
-        sets = open_sets(self._config)
+        sets = open_sets(self._config.evaluation)
         if not sets:
             return math.nan
         summary = read_result(run_uri) or evaluate_run(run_uri, sets, self._config, cpus=1)
         return sum(float(one["top1"]) for one in summary.values()) / len(summary)
 
 
-def _cpus_of_a_node(most: int = 8) -> int:
+def _cpus_of_a_node(where: dict[str, str], most: int = 8) -> int:
     """Training has ended: a node's CPUs are free, and Ray gives torch as many threads as a task reserves."""
-    return min(most, max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])))
+    return min(most, max([1, *(int(node["Resources"].get("CPU", 0)) for node in nodes_of(where))]))
 
 
 def measure(model_uri: str, sets: list[EvaluationSet], batch_size: int, gpu: bool) -> dict[str, ZeroShotResult]:

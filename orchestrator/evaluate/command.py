@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator import storage
-from orchestrator.config import ConfigError
+from orchestrator import cli, storage
+from orchestrator.config import ConfigError, PlacementConfig
 from orchestrator.evaluate.compare import Results, read_results, write_comparison
 from orchestrator.evaluate.few_shot import SHOTS
 from orchestrator.evaluate.gate import Gate, below, read_gate
@@ -94,6 +94,9 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         help="shards of training (globs and braces), or a run's manifest.json: pictures of the sets are sought in them",
     )
     parser.add_argument("--image-column", default="image", help="of Parquet shards of training: the encoded pictures")
+    parser.add_argument(
+        "--placement", metavar="RECIPE", help="a recipe or YAML whose placement is taken: on which nodes"
+    )
     parser.add_argument("--fail-below", metavar="FILE", help="YAML of scores below which the job fails")
     parser.add_argument("--compare", nargs="+", metavar="EVAL", help="folders of evaluations to be held side by side")
     found = parser.parse_args(argv)
@@ -145,6 +148,7 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         training_shards([storage.absolute(pattern) for pattern in found.overlap]),
         found.image_column,
         image_only=not found.model,
+        placement=cli.parse(["--config", found.placement], "").placement if found.placement else PlacementConfig(),
     )
     beside = None
     if found.model and found.features:

@@ -19,11 +19,13 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from orchestrator import storage
+from orchestrator.config import PlacementConfig
 from orchestrator.data.images import ImageError
 from orchestrator.data.pipeline import BLOCK_BYTES
 from orchestrator.data.shards import RawSample
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError
 from orchestrator.evaluate.features import FeatureFolder, Part, part_table
+from orchestrator.train.cluster import total
 
 # Rows of a part, at most.
 PART_SAMPLES = 1024
@@ -199,6 +201,7 @@ def extract(
     batch_size: int,
     on_end: Callable[[Split, str], None],
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    placement: PlacementConfig | None = None,
 ) -> None:
     """Compute and store what is missing.
 
@@ -210,13 +213,16 @@ def extract(
     batch_size : pictures in one forward pass
     on_end : told of each split as it ends, and what is wrong with it; empty: it is complete
     on_progress : told how far it is, now and then
+    placement : reading on nodes of `data`, embedding on nodes of `train`; None: on any
     """
     _quieten()
     for split in splits:
         split.done = split.folder.parts()
     tallies = [_Tally(split) for split in splits]
     pictures = 0
-    for number, shard, first, count, about in _answers(load, transform, splits, batch_size):
+    for number, shard, first, count, about in _answers(
+        load, transform, splits, batch_size, placement or PlacementConfig()
+    ):
         tally = tallies[number]
         if first >= 0:
             tally.parts.append(Part(shard, first, count))
@@ -285,7 +291,7 @@ class _Tally:
 
 
 def _answers(
-    load: Load, transform: Transform, splits: Sequence[Split], batch_size: int
+    load: Load, transform: Transform, splits: Sequence[Split], batch_size: int, placement: PlacementConfig
 ) -> Iterator[tuple[int, int, int, int, dict[str, Any]]]:
     rows = [
         {"split": number, "shard": shard}
@@ -294,8 +300,7 @@ def _answers(
     ]
     if not rows:
         return
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1)
+    gpus, cpus = int(total("GPU", placement.train)), total("CPU", placement.train) or 1
     # On one CPU a reader and an actor share it; either alone would wait for the other for ever.
     each = 1 if cpus >= 2 else cpus / 2
     reader = ray.put(ReadShard(splits, transform))
@@ -306,7 +311,7 @@ def _answers(
             yield from plain.read(split, shard)
 
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        read, batch_size=None, num_cpus=each, zero_copy_batch=True
+        read, batch_size=None, num_cpus=each, zero_copy_batch=True, label_selector=placement.data or None
     )
     # Ray Data joins steps that reserve the same: the actors would then decode, and nobody beside them.
     device: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 0.99 * each}
@@ -318,6 +323,7 @@ def _answers(
         batch_size=None,
         zero_copy_batch=True,
         compute=ActorPoolStrategy(min_size=1, max_size=max(1, gpus or int(cpus // 2))),
+        label_selector=placement.train or None,
         **device,
     )  # fmt: skip
     # A block is passed on as the reader made it, rather than joined with others to Ray's 128 MB.

@@ -47,7 +47,7 @@ def measure_overlap(options: Options, jobs: Sequence[Job], say: Callable[[str], 
             last = now
             say(progress.line(now - begin))
 
-    parts = search(datasets, options.overlap, options.cache, on_progress, options.image_column)
+    parts = search(datasets, options.overlap, options.cache, on_progress, options.image_column, options.placement.data)
     uris = {name: storage.join(options.out, "overlap", f"{file_name(name)}.parquet") for name in answers}
     total, seen = gather(parts, uris)
     sets: dict[str, Mapping[str, Any]] = {}

@@ -32,6 +32,7 @@ from orchestrator.data.manifest import Manifest, identity
 from orchestrator.data.shards import RawSample, Reject, read_shard
 from orchestrator.evaluate.datasets import EvaluationSet
 from orchestrator.evaluate.duplicates import METHOD, Bank, find, make_bank, thumbnail
+from orchestrator.train.cluster import total
 
 # Pictures of training that are compared at once.
 AT_ONCE = 64
@@ -152,6 +153,7 @@ def search(
     cache: str,
     say: Callable[[Progress], None],
     image_column: str = "image",
+    where: dict[str, str] | None = None,
 ) -> list[str]:
     """Search the shards that have not been searched before, on the Ray that this process has joined.
 
@@ -162,6 +164,7 @@ def search(
     cache : URI of a folder, which runs and models may share
     say : told how far it is, now and then
     image_column : of Parquet, the column of encoded pictures
+    where : labels of the nodes that read and compare; None: any
 
     Returns
     -------
@@ -183,14 +186,14 @@ def search(
     there = set(storage.list_dir(folder)) if storage.exists(folder) else set()
     waiting = {shard: uri for shard, uri in parts.items() if uri not in there}
     compared, done = 0, len(shards) - len(waiting)
-    for more in _stream(*_bank(datasets), waiting, image_column) if waiting else []:
+    for more in _stream(*_bank(datasets, where or {}), waiting, image_column, where or {}) if waiting else []:
         compared, done = compared + more, done + 1
         say(Progress(compared, done, len(shards)))
     return list(parts.values())
 
 
-def _bank(datasets: Sequence[EvaluationSet]) -> tuple[Pictures, Bank]:
-    @ray.remote(num_cpus=_cpus(), scheduling_strategy="SPREAD")
+def _bank(datasets: Sequence[EvaluationSet], where: dict[str, str]) -> tuple[Pictures, Bank]:
+    @ray.remote(num_cpus=_cpus(where), scheduling_strategy="SPREAD", label_selector=where)
     def read(dataset: EvaluationSet, uri: str) -> list[tuple[str, np.ndarray]]:
         return [(sample.key, thumbnail(sample.image)) for sample in dataset.read(uri)]
 
@@ -200,7 +203,9 @@ def _bank(datasets: Sequence[EvaluationSet]) -> tuple[Pictures, Bank]:
     return Pictures(keys), make_bank(np.stack([one for samples in found.values() for _, one in samples]))
 
 
-def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_column: str) -> Iterator[int]:
+def _stream(
+    pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_column: str, where: dict[str, str]
+) -> Iterator[int]:
     """Pictures compared of each shard, as it is done."""
     # The tasks of a node see it in the same memory.
     kept = ray.put((pictures, bank))
@@ -216,7 +221,7 @@ def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_colu
 
     rows = [{"shard": shard, "part": part} for shard, part in parts.items()]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        read, batch_size=None, num_cpus=_cpus()
+        read, batch_size=None, num_cpus=_cpus(where), label_selector=where or None
     )
     dataset.context.enable_progress_bars = False
     errors = []
@@ -230,9 +235,9 @@ def _stream(pictures: Pictures, bank: Bank, parts: Mapping[str, str], image_colu
         raise storage.StorageError("; ".join(errors[:3]) + (f"; {len(errors) - 3} more" if errors[3:] else ""))
 
 
-def _cpus() -> float:
-    """What a task reserves: a CPU, or all that the cluster has of it."""
-    return min(1, ray.cluster_resources().get("CPU", 1))
+def _cpus(where: dict[str, str]) -> float:
+    """What a task reserves: a CPU, or all that the nodes have of it."""
+    return min(1, total("CPU", where) or 1)
 
 
 def gather(parts: Sequence[str], uris: Mapping[str, str]) -> tuple[Tally, dict[str, set[int]]]:

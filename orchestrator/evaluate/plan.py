@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 from orchestrator import storage
+from orchestrator.config import PlacementConfig
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError, Kind, has_split, open_evaluation_set
 from orchestrator.evaluate.features import FeatureFolder, feature_folder
 from orchestrator.evaluate.few_shot import SHOTS
@@ -60,6 +61,7 @@ class Options:
     overlap : shards of training, to be searched for pictures of the sets
     image_column : of those that are Parquet, the column of encoded pictures
     image_only : the model is another library's image encoder: what needs words is left out
+    placement : on which nodes
     """
 
     model: str
@@ -77,6 +79,7 @@ class Options:
     overlap: list[str] = field(default_factory=list)
     image_column: str = "image"
     image_only: bool = False
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     @property
     def parts(self) -> set[Part]:

@@ -41,6 +41,8 @@ from orchestrator.evaluate.shift import asked_pairs, count_pair, known_pairs
 from orchestrator.evaluate.worst import draw_worst
 from orchestrator.inference import Embedder
 from orchestrator.model.scaling import count_flops
+from orchestrator.train.cluster import nodes_of, total
+from orchestrator.train.waiting import require_nodes
 
 PROGRESS_S = 10.0
 
@@ -60,10 +62,13 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
 
     Raises
     ------
+    ConfigError : the cluster has no nodes of the placement
     ModelDirectoryError, StorageError : the model cannot be read, or another library's needs that library
     ValueError : a shift of sets that are not there
     EvaluationSetError : no set can be measured at all
     """
+    require_nodes("placement.data", options.placement.data)
+    require_nodes("placement.train", options.placement.train)
     embedder = options.load()
     pairs = asked_pairs(options.shifts, list(options.datasets)) or known_pairs(list(options.datasets))
     jobs, failed = open_jobs(options, embedder.fingerprint, say)
@@ -73,7 +78,8 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         say(f"{name}: measured before")
     waiting = [job for job in jobs if job.name not in sets]
     begin = time.monotonic()
-    device = "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+    where = options.placement.train
+    device = "cuda" if total("GPU", where) > 0 else "cpu"
 
     def on_result(job: Job, found: dict[str, Any]) -> None:
         sets[job.name] = found
@@ -83,7 +89,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         failed[name] = _reason(name, error)
         say(f"{name}: failed: {failed[name]}")
 
-    tasks = _Tasks(lambda job: (options, job, device), device, on_result, on_failure)
+    tasks = _Tasks(lambda job: (options, job, device), device, where, on_result, on_failure)
 
     def on_end(split: Split, error: str) -> None:
         job = owner[split.folder.uri]
@@ -115,7 +121,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             last = now
             say(progress.line(now - begin))
 
-    extract(options.load, embedder.transform, missing, options.batch_size, on_end, on_progress)
+    extract(options.load, embedder.transform, missing, options.batch_size, on_end, on_progress, options.placement)
     tasks.finish()
     shifts: dict[str, Any] = {}
     measured = {job.name: job for job in jobs if job.name in sets}
@@ -125,7 +131,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             if missing_set := next((name for name in (standard, shifted) if name not in measured), None):
                 raise EvaluationSetError(f"evaluation set {missing_set} was not measured")
             both = measured[standard], measured[shifted]
-            shifts[title] = ray.get(_task(measure_shift, device).remote(options, *both, device))
+            shifts[title] = ray.get(_task(measure_shift, device, where).remote(options, *both, device))
         except (EvaluationSetError, ray.exceptions.RayError) as error:
             on_failure(title, error)
     humans: dict[str, Any] = {}
@@ -167,12 +173,13 @@ class _Tasks:
         self,
         arguments: Callable[[Job], tuple],
         device: str,
+        where: dict[str, str],
         on_result: Callable[[Job, dict[str, Any]], None],
         on_failure: Callable[[str, BaseException], None],
     ):
-        self._arguments, self._task = arguments, _task(measure, device)
+        self._arguments, self._task = arguments, _task(measure, device, where)
         self._on_result, self._on_failure = on_result, on_failure
-        self._most = sum(node["Alive"] for node in ray.nodes())
+        self._most = max(1, len(nodes_of(where)))
         self._queue: list[Job] = []
         self._running: dict[Any, Job] = {}
 
@@ -201,16 +208,20 @@ class _Tasks:
             self.look(None)
 
 
-def _task(function: Callable[..., Any], device: str) -> Any:
-    """A plain function as Ray's task on a device; on a CPU, on all cores of a node."""
+def _task(function: Callable[..., Any], device: str, where: dict[str, str]) -> Any:
+    """A plain function as Ray's task on a device; on a CPU, on all cores of a node of `where`."""
 
     def on_all_cores(*arguments: Any) -> Any:
         torch.set_num_threads(os.cpu_count() or 1)
         return function(*arguments)
 
-    return ray.remote(num_cpus=0, num_gpus=1 if device == "cuda" else 0, max_retries=0, scheduling_strategy="SPREAD")(
-        on_all_cores
-    )
+    return ray.remote(
+        num_cpus=0,
+        num_gpus=1 if device == "cuda" else 0,
+        max_retries=0,
+        scheduling_strategy="SPREAD",
+        label_selector=where,
+    )(on_all_cores)
 
 
 def measure(options: Options, job: Job, device: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,9 @@ class _Worker:
         )  # fmt: skip
         self.writer = self._patiently(self._make_writer) if self.rank == 0 else None
         self.checkpoints = CheckpointWriter(
-            self.store, train.keep_checkpoints, config.run.storage_patience_s, train.max_failed_checkpoints, self._say
-        )
+            self.store, train.keep_checkpoints, config.run.storage_patience_s, train.max_failed_checkpoints,
+            partial(self._say, event="lost_checkpoint"),
+        )  # fmt: skip
         self.notice = PreemptionNotice()
         if self.rank == 0:
             job.board.placed.remote(self.world_size)
@@ -147,8 +149,8 @@ class _Worker:
     def _patiently(self, action: Callable[[], Any]) -> Any:
         return storage.patiently(action, self.job.config.run.storage_patience_s)
 
-    def _say(self, message: str) -> None:
-        self.job.board.say.remote(message)
+    def _say(self, message: str, event: str = "") -> None:
+        self.job.board.say.remote(message, event)
 
     def _make_writer(self) -> MetricsWriter:
         run = self.job.config.run
@@ -198,7 +200,7 @@ class _Worker:
                 self._record(outcome)
             if (leaving or state.step % train.checkpoint_every == 0) and not skipped:
                 if leaving and self.writer is not None:
-                    self._say(leaving)
+                    self._say(leaving, "preemption")
                 with self.meter.waiting("checkpoint"):
                     self._checkpoint()
                 saved_at, leaving = state.step, ""
@@ -246,7 +248,8 @@ class _Worker:
         what = f"step {step} gave a loss of {outcome.loss} and a gradient norm of {outcome.grad_norm}"
         if self.writer is not None:
             self.writer.skip(step, outcome.loss, outcome.grad_norm, names)
-            self._say(f"{what}: skipped; its samples, such as {names[0]}, will be in skipped.jsonl")
+            said = f"{what}: skipped; its samples, such as {names[0]}, will be in skipped.jsonl"
+            self._say(said, "skipped_step")
         if skipped > limit:
             if self.writer is not None:
                 self.writer.publish()

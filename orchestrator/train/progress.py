@@ -10,12 +10,24 @@ from typing import Any
 
 import ray
 
+from orchestrator.telemetry import Exporter
+
 
 @ray.remote(num_cpus=0)
 class RunBoard:
-    """What the processes of a run tell each other: where to go on from, the newest record, messages for people."""
+    """What the processes of a run tell each other: where to go on from, the newest record, messages for people.
 
-    def __init__(self) -> None:
+    It exports what is to be known of a run whether it has workers or not.
+
+    Parameters
+    ----------
+    run : its name
+    """
+
+    def __init__(self, run: str) -> None:
+        self._exported = Exporter("workers", "progressed_at_s", "events", run=run)
+        self._exported.set("workers", 0)
+        self._exported.set("progressed_at_s", time.time())
         self._record: dict[str, Any] = {}
         self._messages: list[str] = []
         self._start, self._starts, self._workers = 0, 0, 0
@@ -26,6 +38,8 @@ class RunBoard:
         """A group of workers is about to start, from the checkpoint of this step."""
         self._start, self._starts, self._workers = step, self._starts + 1, 0
         self._record = {}
+        self._exported.count("events", event="start")
+        self._exported.set("workers", 0)
 
     def start(self) -> int:
         """The step of the checkpoint to go on from; 0: none."""
@@ -34,6 +48,7 @@ class RunBoard:
     def placed(self, workers: int) -> None:
         """The workers have started."""
         self._workers = workers
+        self._exported.set("workers", workers)
 
     def stop(self) -> bool:
         """Ask the run to end with a checkpoint; whether there are workers that can."""
@@ -46,10 +61,13 @@ class RunBoard:
 
     def post(self, record: dict[str, Any]) -> None:
         self._record = record
+        self._exported.set("progressed_at_s", time.time())
 
-    def say(self, message: str) -> None:
-        """A message for whoever watches."""
+    def say(self, message: str, event: str = "") -> None:
+        """A message for whoever watches; of an event that is counted, where it has a name."""
         self._messages.append(message)
+        if event:
+            self._exported.count("events", event=event)
 
     def may_roll_back(self, reason: str, limit: int) -> bool:
         """Whether the run goes back to its last checkpoint; the same for all workers of a group."""
@@ -57,7 +75,7 @@ class RunBoard:
             if len(self._rolled_back) >= limit:
                 return False
             self._rolled_back.add(self._starts)
-            self.say(f"going back to the last checkpoint: {reason}")
+            self.say(f"going back to the last checkpoint: {reason}", "rollback")
         return True
 
     def read(self) -> tuple[dict[str, Any], list[str], int, int]:
@@ -141,14 +159,16 @@ class ProgressDisplay:
             return
         if last or (record["step"] != self._seen and now - self._shown_at >= self._interval_s):
             self._shown_at = now
-            line = progress_line(record)
-            print(f"\r\033[K{line}" if sys.stdout.isatty() else line, end=self._end(last), flush=True)
+            self._report(record, last)
         self._seen = record["step"]
+
+    def _report(self, record: dict[str, Any], last: bool) -> None:
+        line = progress_line(record)
+        print(f"\r\033[K{line}" if sys.stdout.isatty() else line, end=self._end(last), flush=True)
 
     @staticmethod
     def _end(last: bool) -> str:
         return "" if sys.stdout.isatty() and not last else "\n"
 
-    @staticmethod
-    def _print(message: str) -> None:
+    def _print(self, message: str) -> None:
         print(f"\r\033[K{message}" if sys.stdout.isatty() else message, flush=True)

@@ -10,9 +10,8 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ray.util.metrics import Gauge
-
 from orchestrator.config import ConfigError
+from orchestrator.telemetry import TRAINING, Exporter
 
 # What to install for each.
 PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
@@ -62,14 +61,12 @@ class RayMetrics:
     """Gauges `ray_clip_<name>{run="..."}` at each node's metrics endpoint, for Prometheus."""
 
     def __init__(self, run_name: str):
-        self._tags = {"run": run_name}
-        self._gauges: dict[str, Gauge] = {}
+        self._exported = Exporter(*TRAINING, run=run_name)
 
     def log(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(f"clip_{name}", f"{name} of a training run", tag_keys=("run",))
-            self._gauges[name].set(value, tags=self._tags)
+            if name in TRAINING:  # the rest is exported where the driver is
+                self._exported.set(name, value)
 
     def close(self) -> None:
         pass

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import ray
 import ray.data
@@ -24,7 +26,7 @@ from orchestrator.data.pipeline import image_transform, make_dataset
 from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
 from orchestrator.model.tokenizer import Tokenizer
-from orchestrator.train.cluster import explain_waiting, uses_gpu
+from orchestrator.train.cluster import uses_gpu
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
 from orchestrator.train.network import NodeInterface
@@ -34,9 +36,13 @@ from orchestrator.train.run import RunDirectory
 from orchestrator.train.start import check_start
 from orchestrator.train.stop import ends_with_a_checkpoint
 from orchestrator.train.trackers import check_trackers
+from orchestrator.train.waiting import explain_reading, explain_waiting, require_placement
 
 # Captions that a vocabulary is trained on, at most: more do not change it.
 VOCABULARY_CAPTIONS = 2_000_000
+
+# Seconds that the first look at the data waits for a shard before it says what may be lacking.
+PATIENCE_S = 30.0
 
 CPU_ENVIRONMENT = {
     # torch's threads share the cores with reading tasks: one that spins while it waits for another that was displaced
@@ -72,11 +78,12 @@ def pretrain(
 
     Raises
     ------
-    ConfigError : `run.resume` does not fit what is in the folder, or `train.init` the model
+    ConfigError : `run.resume` does not fit what is in the folder, `train.init` the model, or `placement` the cluster
     StorageError : shards or folder cannot be reached
     TrainingStopped : a non-finite loss, more bad samples than data.max_reject_share allows, or a shard that changed
     """
     check_trackers(config.run.trackers)
+    require_placement(config)
     run = RunDirectory(config)
     run.claim(config)
     if run.finished:
@@ -104,8 +111,8 @@ def pretrain(
         print(f"continuing {config.run.name} from step {start.step} of {last_step or steps}", flush=True)
     # They live where this process does: the loss of another node must not take them.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    rejects = RejectActor.options(scheduling_strategy=here).remote(bad)  # type: ignore[attr-defined]
-    board = RunBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    rejects = RejectActor.options(scheduling_strategy=here).remote(bad, config.run.name)  # type: ignore[attr-defined]
+    board = RunBoard.options(scheduling_strategy=here).remote(config.run.name)  # type: ignore[attr-defined]
     job = Job(
         config=config,
         run_uri=run.uri,
@@ -120,7 +127,7 @@ def pretrain(
         card=model_card(config, manifest),
     )
     trainer = _trainer(config, run, job, partial(_remaining_data, job, run))
-    with display(board, partial(explain_waiting, config)), ends_with_a_checkpoint(board):
+    with _gone_at_the_end(board), display(board, partial(explain_waiting, config)), ends_with_a_checkpoint(board):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -132,6 +139,15 @@ def pretrain(
         raise TrainingStopped(ended["error"])
     _say_what_was_trained_on(run, manifest, rejects, ended["left_out"])
     return run
+
+
+@contextlib.contextmanager
+def _gone_at_the_end(board: Any) -> Iterator[None]:
+    """What the board exports says that the run goes on: it must not outlive it, though this process evaluates yet."""
+    try:
+        yield
+    finally:
+        ray.kill(board)
 
 
 def total_steps(samples: int, config: Config) -> int:
@@ -174,12 +190,14 @@ class _UnequalSplit(ray.train.DataConfig):
         return output
 
 
-def _data_config(deterministic: bool) -> ray.train.DataConfig:
-    if not deterministic:
-        return _UnequalSplit()
+def _data_config(config: Config) -> ray.train.DataConfig:
     options = ray.train.DataConfig.default_ingest_options()
-    options.preserve_order = True
-    return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
+    options.preserve_order = config.train.deterministic
+    # For all of a dataset's tasks, and for the nodes that Ray Data asks an autoscaler for.
+    options.label_selector = config.placement.data or None
+    if config.train.deterministic:
+        return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
+    return _UnequalSplit(execution_options=options)
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
@@ -209,12 +227,13 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
         train_loop_config={"job": job},
         torch_config=NodeInterface(),
         datasets={"train": dataset},
-        dataset_config=_data_config(train.deterministic),
+        dataset_config=_data_config(config),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(fewest, most) if fewest < most else most,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=train.resize_every_s,  # type: ignore[call-arg]
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if use_gpu else {})},
+            label_selector=config.placement.train or None,  # type: ignore[call-arg]
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=config.run.name,
@@ -251,12 +270,16 @@ def open_data(config: Config, run: RunDirectory) -> tuple[Manifest, Tokenizer]:
 def _build_manifest(config: Config) -> Manifest:
     """Inspect every shard on the cluster, a bounded number at a time, with progress."""
     uris = storage.expand(config.data.train)
-    inspect = ray.remote(num_cpus=0.5)(inspect_shard)
+    inspect = ray.remote(num_cpus=0.5, label_selector=config.placement.data)(inspect_shard)
     shards: dict[str, Shard] = {}
     waiting = iter(uris)
     running = {inspect.remote(uri, config.data): uri for uri in itertools.islice(waiting, 256)}
     while running:
-        done, _ = ray.wait(list(running), num_returns=1)
+        done, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_S)
+        if not done:
+            why = explain_reading(config)
+            print(why or "waiting for the first look at a shard", flush=True)
+            continue
         try:
             shards[running.pop(done[0])] = ray.get(done[0])
         except ray.exceptions.RayTaskError as error:

@@ -9,16 +9,15 @@ import os
 import tempfile
 from typing import Any
 
-import ray
-
 from orchestrator import cli, storage
-from orchestrator.config import Config, ConfigError
-from orchestrator.train.cluster import TRIAL_CPUS
+from orchestrator.config import ConfigError
+from orchestrator.train.cluster import uses_gpu
 from orchestrator.tune.learning_rate import VARY, LearningRate
 from orchestrator.tune.options import Options
 from orchestrator.tune.plan import SEARCHES, Plan, make_plan
 from orchestrator.tune.question import Question
 from orchestrator.tune.report import write_report
+from orchestrator.tune.room import nodes, room_for
 from orchestrator.tune.scaling import Scaling
 from orchestrator.tune.study import Measure, Study, early_stopping, read_trials, run_study
 from orchestrator.tune.temperature import Temperature
@@ -40,7 +39,7 @@ class Asked:
     ----------
     study : its folder and the configuration that trials change
     trials : in all; of a population, its members
-    at_once : trials side by side; 0: as many as the cluster has room for
+    at_once : trials side by side; 0: as many as the cluster has room for, while the study goes on
     compute : budgets of a scaling study, as multiples of the base model's operations
     equal : samples or compute: what the trials of a scaling study have alike
     search : what proposes the settings, one of SEARCHES
@@ -192,26 +191,13 @@ def run(asked: Asked, plan: Plan, measure: Measure) -> str:
         trials = read_trials(study)
     else:
         scheduler = early_stopping(study.flops(plan.examples)) if asked.stop_early else None
-        room = room_for(study.base)
-        at_once = asked.at_once or room
-        if at_once > room:
+        room = room_for(study.base, nodes(), uses_gpu(study.base), asked.at_once)
+        if asked.at_once > room:
             cure = "unless nodes are added, trials may wait for each other's CPUs"
-            print(f"--at_once {at_once}: the cluster has room for {room}; {cure}", flush=True)
-        trials = run_study(study, plan.search, plan.trials, measure, at_once, scheduler)
+            print(f"--at_once {asked.at_once}: the cluster has room for {room}; {cure}", flush=True)
+        trials = run_study(study, plan.search, plan.trials, measure, asked.at_once, scheduler)
     answer = question.answer(trials)
     print("\n".join(answer.sentences), flush=True)
     report = storage.join(study.uri, "report")
     write_report(report, question.title, trials, answer, question.figures(trials))
     return report
-
-
-def room_for(config: Config) -> int:
-    """Trials that the cluster's CPUs and GPUs hold side by side, each with a reading task; at least one."""
-    train, total = config.train, ray.cluster_resources()
-    workers = train.worker_range[0]
-    # Ray Data shares what the trainers leave evenly among the trials, and a reading task starts in a whole share only.
-    one = workers * train.cpus_per_worker + config.data.cpus_per_reader + TRIAL_CPUS
-    fitting = [total.get("CPU", 0) // one]
-    if total.get("GPU", 0) and train.device != "cpu":
-        fitting.append(total["GPU"] // workers)
-    return max(1, int(min(fitting)))

@@ -12,6 +12,10 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.report.wording import cell
+from orchestrator.tune import notices
+
+# Seconds from one look at what trials have to say to the next.
+LISTEN_EVERY_S = 2.0
 
 
 class StudyDisplay(tune.Callback):
@@ -30,6 +34,7 @@ class StudyDisplay(tune.Callback):
         self._shown: dict[str, float] = {}
         self._newest: dict[str, dict[str, Any]] = {}
         self._live: Live | None = None
+        self._listened_at = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps it with its records; a terminal cannot be kept.
@@ -49,6 +54,13 @@ class StudyDisplay(tune.Callback):
         elif result.get("finished") or now - self._shown.get(name, -math.inf) >= self._interval_s:
             self._shown[name] = now
             print(f"[{self.ended}/{self._trials}] {line(result)}", flush=True)
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        now = time.monotonic()
+        if now - self._listened_at >= LISTEN_EVERY_S:
+            self._listened_at = now
+            for line in notices.take():
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._console.print(f"{trial.config['name']}: failed; {trial.error_file}", markup=False, soft_wrap=True)

@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any
 
 import pandas
-import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -37,10 +36,13 @@ from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.resolution import Resolutions
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
+from orchestrator.train.waiting import require_placement
+from orchestrator.tune import notices
 from orchestrator.tune.population import check_rounds, round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
 from orchestrator.tune.reservations import FreeReservations
+from orchestrator.tune.room import RoomLimiter, require_room
 from orchestrator.tune.trial import Trial
 
 # The share of a run's last records that its loss is the mean of: single steps are noisy.
@@ -92,8 +94,12 @@ class Study:
 
         Raises
         ------
-        ConfigError : a setting whose global batch is larger than all that it trains on, or more rounds than steps
+        ConfigError : a setting whose global batch is larger than all that it trains on, more rounds than steps, or
+            that the cluster has no place for
         """
+        settings = list(settings)
+        require_placement(self.base)
+        require_room(self.config(setting, "counted", 0) for setting in settings)
         data = self._shared()
         if not data.started:
             manifest, tokenizer = open_data(self.base, data)
@@ -137,20 +143,21 @@ class Study:
 
 
 class _Reporter(ProgressDisplay):
-    """Tells Tune, rather than a terminal, what a run records."""
+    """Tells Tune what a run records, and whoever watches the study what it says, rather than a terminal of its own."""
 
-    def __init__(self, board: Any, explain_waiting: Callable[[int], str], cost: Callable[[Mapping[str, Any]], dict]):
-        super().__init__(board, explain_waiting)
-        self._cost, self._told = cost, 0
+    def __init__(
+        self, board: Any, explain_waiting: Callable[[int], str], name: str, cost: Callable[[Mapping[str, Any]], dict]
+    ):
+        super().__init__(board, explain_waiting, log_interval_s=0)
+        self._name, self._cost, self._told = name, cost, 0
 
-    def _show(self, last: bool) -> None:
-        try:
-            record, *_ = ray.get(self._board.read.remote(), timeout=5)
-        except ray.exceptions.RayError:
-            return
-        if record.get("step", 0) > self._told:
+    def _report(self, record: dict[str, Any], last: bool) -> None:
+        if record["step"] > self._told:
             self._told = record["step"]
             tune.report({**self._cost(record), "accuracy": math.nan, "eta_s": record["eta_s"], "finished": False})
+
+    def _print(self, message: str) -> None:
+        notices.tell(f"{self._name}: {message}")
 
 
 def run_trial(spec: dict[str, Any], study: Study, measure: Measure) -> None:
@@ -178,7 +185,8 @@ def run_trial(spec: dict[str, Any], study: Study, measure: Measure) -> None:
         return {**known, "samples": samples, "flops": flops, "seconds": time.monotonic() - started}
 
     try:
-        pretrain(config, partial(_Reporter, cost=cost), round_end(steps, spec.get("round", 0), spec.get("rounds", 1)))
+        reporter = partial(_Reporter, name=spec["name"], cost=cost)
+        pretrain(config, reporter, round_end(steps, spec.get("round", 0), spec.get("rounds", 1)))
     except TrainingStopped as error:  # Tune would try again, which does not help.
         tune.report({"finished": True, "error": str(error), "loss": math.nan, "accuracy": math.nan})
         return
@@ -216,7 +224,6 @@ def run_study(
     measure: Measure,
     at_once: int,
     scheduler: TrialScheduler | None = None,
-    max_failures: int = 1,
 ) -> list[Trial]:
     """Make all trials of a study, or those that are still to be made. Ray must be initialised.
 
@@ -226,15 +233,16 @@ def run_study(
     search : proposes {setting, name, seed}, or what else run_trial knows
     trials : in all
     measure : as of run_trial
-    at_once : trials that run side by side
+    at_once : trials that run side by side; 0: as many as the cluster has room for while the study goes on
     scheduler : stops trials early; None: every trial runs to its end
-    max_failures : times that a trial is tried again
 
     Returns
     -------
     one Trial each, failed ones too
     """
-    trainable = tune.with_resources(tune.with_parameters(run_trial, study=study, measure=measure), {"cpu": TRIAL_CPUS})
+    # A trial's process only waits: on the nodes for data, rather than on those that are dear or may be taken away.
+    place = tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS}], bundle_label_selector=[study.base.placement.data])
+    trainable = tune.with_resources(tune.with_parameters(run_trial, study=study, measure=measure), place)
     filesystem, path = storage.open_location(storage.join(study.uri, "tune"))
     folder, _, name = path.rpartition("/")
     if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
@@ -245,10 +253,10 @@ def run_study(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=search,
+                search_alg=search if at_once else RoomLimiter(search, study.base, trials),
                 num_samples=trials,
                 scheduler=scheduler,
-                max_concurrent_trials=at_once,
+                max_concurrent_trials=at_once or None,
                 metric=None if scheduler else "loss",  # else the scheduler's own
                 mode=None if scheduler else "min",
                 trial_name_creator=_name,
@@ -258,12 +266,14 @@ def run_study(
                 name=name,
                 storage_path=folder,
                 storage_filesystem=filesystem,
-                failure_config=tune.FailureConfig(max_failures=max_failures),
+                # Of a trial's process; its run has as many of its own, and what would fail again is not tried again.
+                failure_config=tune.FailureConfig(max_failures=study.base.train.max_failures),
                 callbacks=[StudyDisplay(trials), FreeReservations()],
                 verbose=0,
             ),
         )
-    tuner.fit()
+    with notices.gathered():
+        tuner.fit()
     return read_trials(study)
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 import yaml
 from PIL import Image
+from promql import names_of_rows, wait_until_exposed
 from ray_cluster import wait_until
 from shapes import write_data
 
@@ -15,6 +16,11 @@ from cluster.local.cluster import LocalCluster, Settings
 from cluster.local.demo import ELASTIC, Job, lose_a_node, see_the_end
 from cluster.local.timeline import Timeline
 from orchestrator.inference import read_model
+from orchestrator.telemetry import TRAINING
+
+ROWS = ("Runs", "Ingest", "Compute", "Learning", "Checkpoints and failures", "Nodes", "Autoscaler")
+# There are no GPUs, and no sample that cannot be used.
+ABSENT = {"ray_clip_mfu", "ray_node_gpus_utilization", "ray_clip_rejects"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,8 @@ def test_a_run_grows_over_nodes_survives_one_is_stopped_goes_on_and_leaves_an_em
         job = Job(cluster, options)
         lose_a_node(timeline, job)
         assert max(nodes for _, nodes, _ in timeline.points) == 3
+        asked = {name for name in names_of_rows(*ROWS) if not name.startswith("ray_serve_")}
+        wait_until_exposed(asked - ABSENT, cluster.targets)
 
         job.client.stop_job(job.id)
         wait_until(lambda: job.status() == "STOPPED", 120, "the end of the job")
@@ -68,6 +76,8 @@ def test_a_run_grows_over_nodes_survives_one_is_stopped_goes_on_and_leaves_an_em
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert 3 in {record["workers"] for record in records}
     assert records[-1]["loss"] < records[0]["loss"]
+    # What a record has is exported, by the first worker or where the driver is.
+    assert records[-1].keys() - {"time", "workers", "rejects"} == TRAINING.keys() - {"mfu"}
 
     timeline.write(str(run), tmp_path / "drawn")
     rows = list(csv.DictReader((tmp_path / "drawn/timeline.csv").open()))

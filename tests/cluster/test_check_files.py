@@ -11,6 +11,7 @@ import yaml
 from cluster.check import check, main
 from orchestrator.config import Config
 
+ANYWHERE = ["--placement.data", "{}", "--placement.train", "{}"]
 SHAPE = {"head": (0, 0, 0), "cpu": (2, 8, 0), "gpu": (4, 16, 4)}
 
 
@@ -68,7 +69,7 @@ def test_all_is_well(tmp_path):
 
 def test_the_command_says_each_line_and_fails_for_one(tmp_path, capsys):
     options = ["--config", "vit-b-32", "--run.storage_path", str(tmp_path), "--data.train", str(tmp_path / "none.tar")]
-    assert main([write_file(tmp_path), *options, "--train.num_workers", "2"]) == 1
+    assert main([write_file(tmp_path), *options, "--train.num_workers", "2", *ANYWHERE]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["ok", "file"], ["ok", "resources"], ["ok", "storage"], ["fail", "shards"], ["4", "checks,"],

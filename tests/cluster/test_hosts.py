@@ -114,7 +114,7 @@ def hosts(tmp_path):
         remove_all()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_run_across_hosts_survives_the_loss_of_one_and_takes_it_back(hosts, tmp_path):
     head, near, far = hosts
     recipe, log = write_slow_recipe(tmp_path, num_workers="1..2"), head.log

@@ -173,7 +173,7 @@ def test_every_sample_of_every_epoch_once_with_bad_ones_among_them(tmp_path, tok
     manifest = write_shards(tmp_path, [20, 15, 25], extra=list(BAD.items()))
     assert manifest.samples == 60 + len(BAD)
     config = config_of()
-    rejects = RejectActor.remote(RejectLedger(manifest, 0.5))
+    rejects = RejectActor.remote(RejectLedger(manifest, 0.5), "mine")
     found = Counter()
     for batch in make_dataset(manifest, config, tokenizer, rejects).iter_batches(batch_size=16, batch_format="numpy"):
         assert batch["image"].dtype == np.uint8 and batch["tokens"].dtype == np.int32
@@ -199,7 +199,7 @@ def test_every_sample_of_every_epoch_once_with_bad_ones_among_them(tmp_path, tok
 
 def test_too_many_bad_samples_stop_the_run_and_say_why(tmp_path, tokenizer, local_ray):
     manifest = write_shards(tmp_path, [20], extra=list(BAD.items()))
-    rejects = RejectActor.remote(RejectLedger(manifest, 0.1))
+    rejects = RejectActor.remote(RejectLedger(manifest, 0.1), "mine")
     dataset = make_dataset(manifest, config_of(), tokenizer, rejects)
     with pytest.raises(Exception, match=r"data.max_reject_share=0.1: 8 of 28 samples are bad"):
         list(dataset.iter_batches(batch_size=16))

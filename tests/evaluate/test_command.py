@@ -53,7 +53,9 @@ def test_an_image_encoder_is_measured_alone_or_beside_a_model(tmp_path):
     alone = parse(["--features", f"{tmp_path}/vit/", *sets], "")
     assert alone.options.model == f"{tmp_path}/vit" and alone.out == f"{tmp_path}/vit-eval" and alone.beside is None
     assert alone.options.parts == {"probe", "few-shot"}
-    both = parse(["--model", f"{tmp_path}/run/final", "--features", f"{tmp_path}/vit", *sets, "--suite", "probe"], "")
+    sets += ["--suite", "probe", "--placement", "vit-b-32"]
+    both = parse(["--model", f"{tmp_path}/run/final", "--features", f"{tmp_path}/vit", *sets], "")
+    assert both.options.placement.data == both.beside.placement.data == {"clip-on-ray/role": "data"}
     assert both.options.model == f"{tmp_path}/run/final" and both.options.parts == {"zero-shot", "probe"}
     assert both.beside.model == f"{tmp_path}/vit" and both.beside.parts == {"probe"}
     assert both.beside.out == f"{tmp_path}/run/eval/encoders/vit" and both.beside.cache == both.options.cache

@@ -52,6 +52,8 @@ def test_submitted_job_on_object_storage_beats_chance(s3, tmp_path):
 def test_killed_driver_continues_from_its_last_checkpoint(tmp_path):
     recipe = write_data(str(tmp_path / "data"))
     recipe["train"].update(num_workers=1, epochs=40)
+    # A recipe for a cluster's nodes: on this machine alone they do not count.
+    recipe["placement"] = {kind: {"clip-on-ray/role": kind} for kind in ("data", "train")}
     # The other kind of image tower: both learn through this job.
     recipe["model"]["vision"] = {"kind": "vit", "layers": [2], "width": 64, "patch_size": 8, "heads": 2}
     file = tmp_path / "mine.yaml"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import requests
 import torch
+from promql import alerts, metric_names, names_of_rows, wait_until_exposed
 from ray_cluster import wait_until
 from server import png
 from shapes import NAMES, TEMPLATES, pairs
@@ -180,6 +181,12 @@ def test_models_health_and_the_page(client, embedder):
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
     page = client.get("/")
     assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_what_the_dashboard_asks_of_the_endpoint_is_exported(client, server):
+    assert client.post("/v1/classify", files=files(PICTURES[:1]), data={"labels": NAMES}).status_code == 200
+    names = names_of_rows("Serving") | metric_names(alerts()["ServeSlow"]) | {"ray_serve_autoscaling_target_replicas"}
+    wait_until_exposed(names, server.cluster.temporary / "prom_metrics_service_discovery.json")
 
 
 def test_one_bad_picture_fails_alone(client, embedder):

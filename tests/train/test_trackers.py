@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import re
+import time
 import urllib.request
 
 import pytest
@@ -11,7 +14,11 @@ import yaml
 from ray_cluster import wait_until
 
 from orchestrator.config import ConfigError
+from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.data.rejects import RejectActor, RejectLedger
+from orchestrator.data.shards import Reject
 from orchestrator.train.metrics import MetricsWriter
+from orchestrator.train.progress import RunBoard
 from orchestrator.train.trackers import RayMetrics, check_trackers, make_trackers
 
 
@@ -81,20 +88,52 @@ def test_the_nodes_metrics_endpoint_shows_the_newest_values():
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         tracker = RayMetrics("mine")
-        tracker.log({"step": 10, "loss": 3.0})
-        tracker.log({"step": 20, "loss": 2.5})
+        tracker.log({"step": 10, "loss": 3.0, "time": 1.0})
+        tracker.log({"step": 20, "loss": 2.5, "time": 2.0})
+        # What is known where the driver is.
+        began = time.time()
+        board = RunBoard.remote("mine")
+        calls = [board.begin.remote(0), board.placed.remote(2), board.say.remote("a node leaves", "preemption")]
+        ray.get([*calls, board.begin.remote(4), board.placed.remote(3), board.post.remote({"step": 5})])
+        ledger = RejectLedger(Manifest([Shard("a.tar", 1, "", 0, samples=40)]), max_share=0.5)
+        rejects = RejectActor.remote(ledger, "mine")
+        kinds = ["empty_text", "truncated_image", "truncated_image"]
+        ray.get(rejects.add.remote([Reject("a.tar", index, "key", kind) for index, kind in enumerate(kinds)]))
         (node,) = ray.nodes()
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
-        def shown():
-            try:
-                with urllib.request.urlopen(url, timeout=5) as reply:
-                    lines = reply.read().decode().splitlines()
-            except OSError:
-                return None
-            return next((line for line in lines if line.startswith("ray_clip_loss{")), None)
+        expected = {
+            "step": 20,
+            "loss": 2.5,
+            "workers": 3,
+            "progressed_at_s": True,
+            "events_total start": 2,
+            "events_total preemption": 1,
+            "reject_limit": 20,
+            "rejects empty_text": 1,
+            "rejects truncated_image": 2,
+        }
+        found = {}
 
-        line = wait_until(shown, 60, "the gauge at the metrics endpoint")
-        assert 'run="mine"' in line and float(line.rsplit(" ", 1)[1]) == 2.5
+        def all_shown():
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:
+                found.update(values(reply.read().decode()))
+                found["progressed_at_s"] = began <= found.get("progressed_at_s", 0.0) <= time.time()
+            return found == expected
+
+        with contextlib.suppress(TimeoutError):
+            wait_until(all_shown, 60, "the metrics at the endpoint")
+        assert found == expected
     finally:
         ray.shutdown()
+
+
+def values(exposition: str) -> dict[str, float]:
+    """The run's own samples, by name and by the label that tells those of one name apart."""
+    found = {}
+    for line in exposition.splitlines():
+        if line.startswith("ray_clip_") and 'run="mine"' in line:
+            name, value = line[len("ray_clip_") : line.index("{")], line.rsplit(" ", 1)[1]
+            kind = re.search(r'[{,](?:event|reason)="(\w+)"', line)
+            found[f"{name} {kind.group(1)}" if kind else name] = float(value)
+    return found

@@ -7,8 +7,8 @@ import ray
 from ray_cluster import wait_until
 
 from orchestrator.config import Config
-from orchestrator.train.cluster import explain_waiting
 from orchestrator.train.progress import ProgressDisplay, RunBoard
+from orchestrator.train.waiting import explain_waiting
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_no_place_for_reading_beside_the_trainers(small_ray):
 
 
 def test_it_is_said_once_the_run_has_not_moved_for_a_while(small_ray, capsys):
-    board, asked = RunBoard.remote(), []
+    board, asked = RunBoard.remote("mine"), []
 
     def explain(workers):
         asked.append(workers)
@@ -88,7 +88,7 @@ def test_it_is_said_once_the_run_has_not_moved_for_a_while(small_ray, capsys):
 
 
 def test_all_workers_of_a_group_hear_the_same_about_going_back(small_ray):
-    board = RunBoard.remote()
+    board = RunBoard.remote("mine")
 
     def asked():
         return [ray.get(board.may_roll_back.remote("why", 1)) for _ in range(2)]
