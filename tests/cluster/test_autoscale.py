@@ -32,7 +32,9 @@ def cluster(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("CLIP_ON_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
     cluster = LocalCluster.start(
-        Settings("test", cpus_per_node=2, max_nodes=3, idle_s=15, dashboard_port=0, object_store_mb=150, auth="disabled")
+        Settings(
+            "test", cpus_per_node=2, max_nodes=3, idle_s=15, dashboard_port=0, object_store_mb=150, auth="disabled"
+        )
     )
     yield cluster
     cluster.stop()
