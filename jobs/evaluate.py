@@ -1,8 +1,11 @@
-"""Measure a model as CLIP's paper measures: zero-shot, linear probes, few-shot, retrieval, natural shifts; one report.
+"""Measure a model as CLIP's paper measures: zero-shot, linear probes, few-shot, retrieval, natural shifts, overlap with
+training, people beside the model; one report.
 
 python jobs/evaluate.py --model runs/demo/final --datasets 's3://eval/wds/*'
 ray job submit --working-dir . -- python jobs/evaluate.py --model s3://bucket/runs/mine/final --datasets 's3://eval/wds/*'
 python jobs/evaluate.py --model runs/demo/final --datasets 'sets/*' --suite zero-shot --fail-below bounds.yaml
+python jobs/evaluate.py --model runs/demo/final --datasets 'sets/*' --overlap 's3://train/{000..100}.tar'
+python jobs/evaluate.py --model runs/demo/final --datasets sets/pets --humans answers.csv
 python jobs/evaluate.py --model s3://bucket/runs/mine/final --datasets 's3://eval/wds/*' --placement vit-b-32
 python jobs/evaluate.py --compare runs/a/eval runs/b/eval runs/c/eval
 

@@ -1,6 +1,7 @@
 """A URI becomes a filesystem and a path; nothing else in the project knows s3 from a disk.
 
-`s3://bucket/key`, `gs://bucket/key`, `file:///path` and plain paths. S3 takes the standard AWS chain (environment,
+`s3://bucket/key`, `gs://bucket/key`, `file:///path` and plain paths; to read, `hf://datasets/owner/name[@revision]/path`
+on the Hugging Face hub. S3 takes the standard AWS chain (environment,
 profile, instance role) and AWS_ENDPOINT_URL, so that other S3 servers work. Credentials appear in no error.
 """
 
@@ -81,15 +82,19 @@ def patiently(action: Callable[[], Result], patience_s: float) -> Result:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Scheme (s3, gs or file) and path (bucket/key, or a path on disk) of a URI."""
+    """Scheme (s3, gs, hf or file) and path (bucket/key, datasets/owner/name/path, or a path on disk) of a URI."""
     match = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", uri, re.DOTALL)
     if match is None:
         return "file", os.path.abspath(os.path.expanduser(uri))
     scheme, rest = match.group(1).lower(), match.group(2)
     if scheme == "file":
         return "file", os.path.abspath(unquote(urlsplit(uri).path))
+    if scheme == "hf":
+        if not re.match(r"datasets/[^/]+/[^/]+", rest):
+            raise StorageError(f"{uri}: of the hub, data sets are read from here: write hf://datasets/owner/name/path")
+        return scheme, rest.rstrip("/")
     if scheme not in ("s3", "gs"):
-        raise StorageError(f"{uri}: unknown scheme {scheme!r}; use s3://, gs://, file:// or a plain path")
+        raise StorageError(f"{uri}: unknown scheme {scheme!r}; use s3://, gs://, hf://, file:// or a plain path")
     if not rest.split("/", 1)[0]:
         raise StorageError(f"{uri}: no bucket; write {scheme}://bucket/key")
     return scheme, rest.rstrip("/")
@@ -179,6 +184,8 @@ def open_output(uri: str) -> Iterator[Any]:
     server copies it, at most 5 GB in S3. pyarrow alone would not do: it publishes what an interrupted upload has sent
     as soon as the stream is collected.
     """
+    if uri.startswith("hf://"):
+        raise StorageError(f"{uri}: the hub is not written to; name a folder on a disk or in object storage")
     with translated(uri):
         filesystem, path = open_location(uri)
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
@@ -307,6 +314,11 @@ def translated(uri: str) -> Iterator[None]:
         raise AccessDenied(f"{uri}: permission denied ({error.strerror or 'by the file system'})") from None
     except OSError as error:
         raise _diagnose(uri, error) from None
+    except Exception as error:
+        # The hub's client raises its own errors and those of its HTTP library.
+        if not uri.startswith("hf://"):
+            raise
+        raise _diagnose(uri, error) from None
 
 
 def _missing(uri: str) -> StorageError:
@@ -331,8 +343,10 @@ def _bucket_exists(bucket: str) -> bool:
     return True
 
 
-def _diagnose(uri: str, error: OSError) -> StorageError:
-    text = " ".join(str(error).split())
+def _diagnose(uri: str, error: Exception) -> StorageError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if uri.startswith("hf://"):
+        return StorageError(f"{uri}: cannot be had from the Hugging Face hub ({text}); check the network and HF_TOKEN")
     if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", text):
         bucket = split(uri)[1].split("/", 1)[0]
         return MissingBucket(
@@ -340,7 +354,7 @@ def _diagnose(uri: str, error: OSError) -> StorageError:
         )
     if re.search(_DENIED, text.replace("_", ""), re.IGNORECASE):
         return AccessDenied(f"{uri}: access denied; check the credentials of the AWS chain and the bucket's policy")
-    if error.errno == 28:
+    if isinstance(error, OSError) and error.errno == 28:
         return StorageError(f"{uri}: no space left on the disk")
     return StorageError(f"{uri}: {_without_secrets(text)}")
 
@@ -363,7 +377,7 @@ def _without_secrets(text: str) -> str:
 def _environment_key() -> tuple[str | None, ...]:
     """What a filesystem depends on, so that one is made anew when the environment changes."""
     names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION",
-             "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # fmt: skip
+             "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")  # fmt: skip
     return tuple(os.environ.get(name) for name in names)
 
 
@@ -373,6 +387,10 @@ def _filesystem(scheme: str, environment: tuple[str | None, ...]) -> fs.FileSyst
         return fs.LocalFileSystem()
     if scheme == "gs":
         return fs.GcsFileSystem()
+    if scheme == "hf":
+        import huggingface_hub
+
+        return fs.PyFileSystem(fs.FSSpecHandler(huggingface_hub.HfFileSystem()))
     location = _s3_location()
     options: dict[str, Any] = {"retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=5)}
     if "region_name" in location:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+from PIL import Image
 from shapes import COLORS, NAMES, SHAPES, TEMPLATES, pairs
 
 from orchestrator import storage
@@ -56,3 +57,43 @@ def write_retrieval(root: str, test: int = 12) -> None:
         for number, (image, _, label) in enumerate(pairs(test, seed=6))
     ]
     write_split(root, "test", made)
+
+
+def textures(count: int, seed: int, side: int = 96) -> list[Image.Image]:
+    """Pictures like photographs in that neighbouring pixels are alike, and unlike each other: coloured 1/f noise."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
+    frequency[0, 0] = 1.0
+    found = []
+    for _ in range(count):
+        noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, side, side))) / frequency**1.2).real
+        noise /= noise.std()
+        found.append(Image.fromarray((128 + 45 * noise).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)))
+    return found
+
+
+def encoded(picture: Image.Image, quality: int = 92) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def write_textures(root: str, count: int = 30, seed: int = 0) -> None:
+    """Textures under the names of shapes: nobody could tell them, but each has a class."""
+    write_names(root)
+    made = [{"jpg": encoded(one), "cls": str(number % 12).encode()} for number, one in enumerate(textures(count, seed))]
+    write_split(root, "test", made)
+
+
+def write_seen(root: str, count: int = 30, seed: int = 0, every: int = 3, others: int = 40) -> None:
+    """Training shards that hold every third of the textures, encoded anew, half as large and cut; and others."""
+    seen = [
+        encoded(one.crop((2, 3, 92, 93)).resize((48, 48), Image.Resampling.BILINEAR), 60)
+        for one in textures(count, seed)[::every]
+    ]
+    new = [encoded(one) for one in textures(others, seed + 1000)]
+    samples = [{"jpg": image, "txt": b"a caption"} for image in [*new, *seen]]
+    for shard in range(2):
+        with ShardWriter(storage.join(root, f"{shard}.tar")) as writer:
+            for number, members in list(enumerate(samples))[shard::2]:
+                writer.write(f"t{number:05d}", members)

@@ -5,10 +5,12 @@ import gc
 import os
 
 import pytest
+from evaluation_sets import write_classes
 
 from orchestrator import storage
 from orchestrator.config import DataConfig
 from orchestrator.data.manifest import inspect_shard
+from orchestrator.evaluate.datasets import open_evaluation_set
 
 
 def test_round_trip_on_a_disk_and_in_s3(s3, tmp_path):
@@ -51,6 +53,53 @@ def test_denied_is_its_own_error_without_the_secret(s3, refusing_s3_server, monk
         with pytest.raises(storage.AccessDenied, match="access denied; check the credentials") as denied:
             attempt()
         assert secret not in str(denied.value) and "\n" not in str(denied.value)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder in the hub's place, behind the same interface."""
+    import huggingface_hub
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: DirFileSystem(str(tmp_path), LocalFileSystem()))
+    storage._filesystem.cache_clear()
+    yield tmp_path / "datasets"
+    storage._filesystem.cache_clear()
+
+
+def test_data_sets_of_the_hub_are_read_as_other_folders(hub):
+    write_classes(f"{hub}/people/wds_shapes", test=12)
+    write_classes(f"{hub}/people/more/shapes", test=12)
+    root = "hf://datasets/people/wds_shapes"
+    dataset = open_evaluation_set("shapes", root, "test", [])
+    assert [sample.label for sample in dataset.samples()] == [*range(0, 12, 2), *range(1, 12, 2)]
+    assert len(dataset.content) == 16 and dataset.shards[0] == f"{root}/test/0.tar"
+    assert storage.expand(f"{root}/test/*.tar") == dataset.shards
+    assert storage.expand_folders(["hf://datasets/people/more/sh*"]) == ["hf://datasets/people/more/shapes"]
+    with pytest.raises(storage.MissingObject, match="people/wds_shapes/none: no such object"):
+        storage.read_bytes(f"{root}/none")
+    with pytest.raises(storage.StorageError, match="the hub is not written to"):
+        storage.write_bytes(f"{root}/x", b"")
+    with pytest.raises(storage.StorageError, match="write hf://datasets/owner/name/path"):
+        storage.exists("hf://people/model")
+
+
+def test_what_the_hubs_client_raises_is_one_line_with_the_cure(hub, monkeypatch):
+    import huggingface_hub
+
+    class Unreachable(Exception):
+        pass
+
+    def refuse(self, path, **options):
+        raise Unreachable("no route\nto the hub")
+
+    whole = huggingface_hub.HfFileSystem()
+    monkeypatch.setattr(type(whole), "info", refuse)
+    with pytest.raises(
+        storage.StorageError, match=r"x/y/z: cannot be had .*\(no route to the hub\); check the network"
+    ):
+        storage.exists("hf://datasets/x/y/z")
 
 
 def test_an_unknown_scheme_and_a_nameless_bucket():

@@ -117,7 +117,7 @@ def read_shard(
 
 def _read_shard(uri: str, config: DataConfig, captions: bool) -> Iterator[RawSample | Reject]:
     if is_parquet(uri, config):
-        yield from _read_parquet(uri, config)
+        yield from _read_parquet(uri, config, captions)
         return
     with storage.open_input(uri) as stream:
         for index, (key, members) in enumerate(_groups(stream, uri)):
@@ -241,11 +241,11 @@ def _label(members: dict[str, bytes]) -> int | np.ndarray | None:
     return None
 
 
-def _read_parquet(uri: str, config: DataConfig) -> Iterator[RawSample | Reject]:
+def _read_parquet(uri: str, config: DataConfig, captions: bool) -> Iterator[RawSample | Reject]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = [config.image_column, config.text_column]
+    columns = [config.image_column, *([config.text_column] if captions else [])]
     with storage.translated(uri):
         filesystem, path = storage.open_location(uri)
         try:
@@ -258,21 +258,22 @@ def _read_parquet(uri: str, config: DataConfig) -> Iterator[RawSample | Reject]:
                 if name not in file.schema_arrow.names:
                     raise storage.StorageError(
                         f"{uri}: no column {name!r} among {', '.join(file.schema_arrow.names)}; "
-                        "set data.image_column and data.text_column"
+                        + ("set data.image_column and data.text_column" if captions else "name the pictures' column")
                     )
             index = 0
             for batch in file.iter_batches(batch_size=64, columns=columns):
-                for image, text in zip(batch.column(0), batch.column(1), strict=True):
+                for image, *text in zip(*batch.columns, strict=True):
                     key = f"row {index}"
                     try:
-                        value, encoded = _row_value(text), _row_value(image)
+                        value, encoded = _row_value(text[0]) if text else None, _row_value(image)
                         # Hugging Face datasets keep a picture as {bytes, path}.
                         encoded = encoded.get("bytes") if isinstance(encoded, dict) else encoded
                         if not encoded:
                             raise _BadSample(MISSING_IMAGE)
-                        if value is None:
+                        if captions and value is None:
                             raise _BadSample(MISSING_CAPTION)
-                        yield RawSample(index, key, encoded, _checked(value if isinstance(value, list) else [value]))
+                        texts = _checked(value if isinstance(value, list) else [value]) if captions else []
+                        yield RawSample(index, key, encoded, texts)
                     except _BadSample as bad:
                         yield Reject(uri, index, key, bad.reason, bad.detail)
                     index += 1

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from orchestrator.evaluate.benchmarks import metric_of
+from orchestrator.evaluate.classifiers import Classify
 from orchestrator.evaluate.datasets import EvaluationSet
 from orchestrator.evaluate.features import Features
 from orchestrator.evaluate.few_shot import FewShot, examples_to_match, few_shot, mean_and_interval
@@ -23,7 +24,7 @@ from orchestrator.evaluate.metrics import METRICS
 from orchestrator.evaluate.multilabel_probe import MultiLabelProbes
 from orchestrator.evaluate.regularisation import search_strength
 from orchestrator.evaluate.retrieval import DEPTHS, recall_interval, retrieval
-from orchestrator.inference import Embedder, zero_shot_classifier
+from orchestrator.evaluate.retrieval_index import index_hits, worth_an_index
 
 # How classes are worded. The first template of a set stands for one; a set's own file orders them.
 BARE, ONE, ENSEMBLE = "bare name", "one template", "ensemble"
@@ -33,11 +34,11 @@ HELD_OUT = 5
 
 
 def zero_shot_scores(
-    embedder: Embedder, dataset: EvaluationSet, features: Features, templates: Sequence[str]
+    classify: Classify, dataset: EvaluationSet, features: Features, templates: Sequence[str]
 ) -> np.ndarray:
     """Cosine similarities (N, C) of pictures and the classes' prompt ensembles."""
     image_ND = torch.from_numpy(np.array(features.embedding_ND))
-    return (image_ND @ zero_shot_classifier(embedder, dataset.class_names, templates).T).numpy()
+    return (image_ND @ classify(dataset.class_names, templates).T).numpy()
 
 
 def ensemble_score(result: Mapping[str, Any]) -> float:
@@ -45,8 +46,13 @@ def ensemble_score(result: Mapping[str, Any]) -> float:
     return result["zero_shot"]["wordings"][ENSEMBLE]["score"]["value"]
 
 
-def zero_shot(embedder: Embedder, dataset: EvaluationSet, features: Features) -> tuple[dict[str, Any], pa.Table | None]:
+def zero_shot(classify: Classify, dataset: EvaluationSet, features: Features) -> tuple[dict[str, Any], pa.Table | None]:
     """Zero-shot scores of the three wordings side by side, each class, and every sample's answer.
+
+    Parameters
+    ----------
+    classify : makes zero-shot classifiers
+    dataset, features : the set
 
     Returns
     -------
@@ -56,7 +62,7 @@ def zero_shot(embedder: Embedder, dataset: EvaluationSet, features: Features) ->
     assert features.label is not None
     wordings = {BARE: ["{c}"], ONE: dataset.templates[:1], ENSEMBLE: dataset.templates}
     scores = {
-        wording: zero_shot_scores(embedder, dataset, features, templates) for wording, templates in wordings.items()
+        wording: zero_shot_scores(classify, dataset, features, templates) for wording, templates in wordings.items()
     }
     result: dict[str, Any] = {"metric": metric, "wordings": {}}
     single = dataset.kind == "classification"
@@ -187,19 +193,27 @@ def few_shot_result(found: FewShot, full: dict[str, Any], zero_shot_score: float
     return result
 
 
-def retrieval_result(features: Features) -> dict[str, Any]:
-    """Recall at 1, 5 and 10, from pictures to captions and back, with intervals over pictures."""
-    image_ND, text_TD = (
-        torch.from_numpy(np.array(part)) for part in (features.embedding_ND, features.caption_embedding_TD)
-    )
-    picture_T = torch.from_numpy(features.picture_T)
-    hits = retrieval(image_ND, text_TD, picture_T)
+def retrieval_result(features: Features, device: str = "cpu") -> dict[str, Any]:
+    """Recall at 1, 5 and 10, from pictures to captions and back, with intervals over pictures.
+
+    Exact on a GPU, and on a CPU below `retrieval_index.WORTH`; above, through an index where there is one.
+    """
+    image_ND, text_TD = features.embedding_ND, features.caption_embedding_TD
+    picture_N, picture_T = np.arange(len(image_ND)), features.picture_T
     result: dict[str, Any] = {"captions": len(text_TD)}
-    pictures = np.arange(len(image_ND)), features.picture_T
-    for way, hit_QK, picture_Q in zip(WAYS, hits, pictures, strict=True):
+    if device == "cpu" and worth_an_index(len(image_ND), len(text_TD)):
+        there = index_hits(image_ND, text_TD, picture_N, picture_T, DEPTHS)
+        back = index_hits(text_TD, image_ND, picture_T, picture_N, DEPTHS)
+        hits = there.hit_QK, back.hit_QK
+        result["index recall"] = {way: one.recall for way, one in zip(WAYS, (there, back), strict=True)}
+    else:
+        image, text, picture = (torch.from_numpy(np.array(part)).to(device) for part in (image_ND, text_TD, picture_T))
+        exact = retrieval(image, text, picture)
+        hits = exact[0].numpy(), exact[1].numpy()
+    for way, hit_QK, picture_Q in zip(WAYS, hits, (picture_N, picture_T), strict=True):
         result[way] = {
             f"recall@{depth}": Score(float(hit_Q.mean()), recall_interval(hit_Q, picture_Q))._asdict()
-            for depth, hit_Q in zip(DEPTHS, hit_QK.numpy().T, strict=True)
+            for depth, hit_Q in zip(DEPTHS, hit_QK.T, strict=True)
         }
     return result
 

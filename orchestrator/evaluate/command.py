@@ -11,6 +11,7 @@ from orchestrator.config import ConfigError, PlacementConfig
 from orchestrator.evaluate.compare import Results, read_results, write_comparison
 from orchestrator.evaluate.few_shot import SHOTS
 from orchestrator.evaluate.gate import Gate, below, read_gate
+from orchestrator.evaluate.overlap_search import training_shards
 from orchestrator.evaluate.plan import SUITES, Options
 from orchestrator.evaluate.report import write_report
 from orchestrator.evaluate.run import evaluate
@@ -79,6 +80,21 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         "--shift", action="append", default=[], metavar="STANDARD=SHIFTED", help="a pair of sets' names"
     )
     parser.add_argument(
+        "--humans",
+        action="append",
+        default=[],
+        metavar="[SET=]FILE",
+        help="CSV of people's answers to a set's pictures: person, picture, answer",
+    )
+    parser.add_argument(
+        "--overlap",
+        nargs="+",
+        default=[],
+        metavar="SHARDS",
+        help="shards of training (globs and braces), or a run's manifest.json: pictures of the sets are sought in them",
+    )
+    parser.add_argument("--image-column", default="image", help="of Parquet shards of training: the encoded pictures")
+    parser.add_argument(
         "--placement", metavar="RECIPE", help="a recipe or YAML whose placement is taken: on which nodes"
     )
     parser.add_argument("--fail-below", metavar="FILE", help="YAML of scores below which the job fails")
@@ -103,6 +119,9 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         )
     if found.shift and not found.model:
         raise ValueError("--shift: of zero-shot accuracy, which needs --model")
+    for option in ("humans", "overlap"):
+        if getattr(found, option) and not (found.model and "zero-shot" in SUITES[found.suite]):
+            raise ValueError(f"--{option}: beside zero-shot answers, which need --model and a suite with them")
     if min(found.shots) < 1 or found.repeats < 1 or found.batch_size < 1:
         raise ValueError("--shots, --repeats and --batch-size: whole numbers of at least 1")
     option, main = ("--model", found.model) if found.model else ("--features", found.features)
@@ -125,6 +144,9 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
         found.repeats,
         found.batch_size,
         found.shift,
+        name_humans(found.humans, list(datasets)),
+        training_shards([storage.absolute(pattern) for pattern in found.overlap]),
+        found.image_column,
         image_only=not found.model,
         placement=cli.parse(["--config", found.placement], "").placement if found.placement else PlacementConfig(),
     )
@@ -132,7 +154,7 @@ def _parse(argv: Sequence[str], description: str) -> Asked:
     if found.model and found.features:
         encoder = storage.absolute(found.features.rstrip("/"))
         own = storage.join(out, "encoders", encoder.rpartition("/")[2])
-        beside = replace(options, model=encoder, out=own, shifts=[], image_only=True)
+        beside = replace(options, model=encoder, out=own, shifts=[], humans={}, overlap=[], image_only=True)
     asked_pairs(options.shifts, list(datasets))
     gate = read_gate(found.fail_below, list(datasets)) if found.fail_below else None
     return Asked(out, options, gate, beside)
@@ -146,6 +168,28 @@ def name_sets(patterns: Sequence[str]) -> dict[str, str]:
     while len({tuple(one[-depth:]) for one in parts}) < len(roots):
         depth += 1
     return {"/".join(one[-depth:]): root for one, root in zip(parts, roots, strict=True)}
+
+
+def name_humans(files: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Files of people's answers by set, from `set=file`, or `file` where there is one set.
+
+    Raises
+    ------
+    ValueError : a set that is not measured, two files for one, or a file that is not there
+    """
+    found: dict[str, str] = {}
+    for text in files:
+        name, equals, uri = text.partition("=")
+        if not equals and len(names) == 1:
+            name, uri = names[0], text
+        if name not in names:
+            raise ValueError(f"--humans {text}: write set=file, of one of the sets {', '.join(names)}")
+        if name in found:
+            raise ValueError(f"--humans {text}: {name} has a file already: put all people's answers into one")
+        found[name] = storage.absolute(uri)
+        if not storage.exists(found[name]):
+            raise ValueError(f"--humans {text}: there is no file {found[name]}")
+    return found
 
 
 def run(asked: Asked) -> str:

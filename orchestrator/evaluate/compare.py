@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from orchestrator import storage
 from orchestrator.evaluate import figures
-from orchestrator.evaluate.analyses import ENSEMBLE
+from orchestrator.evaluate.answers import kept_answers
+from orchestrator.evaluate.cells import Rows, write_csv
 from orchestrator.evaluate.gate import SCORES, score_of
-from orchestrator.evaluate.plan import FORMAT, file_name
-from orchestrator.evaluate.report import Rows, write_csv
-from orchestrator.evaluate.robustness import baseline, effective_robustness
+from orchestrator.evaluate.plan import FORMAT
+from orchestrator.evaluate.robustness import baseline, effective_robustness, relative_robustness
 from orchestrator.evaluate.scaling_law import scaling_law
-from orchestrator.evaluate.shift import as_pair
+from orchestrator.evaluate.shift import as_pair, papers_marks
 from orchestrator.report.document import Part, Text, draw, rows_table, write_document
 from orchestrator.statistics.intervals import bootstrap
 
@@ -117,12 +115,8 @@ def difference_rows(results: Results) -> Rows:
 
 def _answers(result: Mapping[str, Any], name: str) -> dict[str, bool]:
     """Whether each picture's likeliest class is its own; empty where answers were not kept."""
-    uri = storage.join(result["folder"], "predictions", f"{file_name(name)}.parquet")
-    if not storage.exists(uri):
-        return {}
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    best_N = table[f"{ENSEMBLE}: classes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)[:, 0]
-    return dict(zip(table["key"].to_pylist(), (best_N == table["label"].to_numpy()).tolist(), strict=True))
+    found = kept_answers(result["folder"], name)
+    return dict(zip(found.key_N, found.right_N.tolist(), strict=True)) if found else {}
 
 
 def _scaling(uri: str, results: Results) -> list[Part]:
@@ -180,6 +174,8 @@ def _robustness(uri: str, results: Results) -> list[Part]:
             row["effective robustness"] = str(error)
         rows.append(row)
     write_csv(storage.join(uri, "robustness.csv"), rows)
+    gains = relative_rows(counts)
+    write_csv(storage.join(uri, "relative-robustness.csv"), gains)
     both = [as_pair(one) for by_title in counts.values() for one in by_title.values()]
     x, y = np.array([[count.inner_accuracy for count in pair] for pair in both]).T
     line = baseline(x, y) if len(results) > 2 and np.ptp(x) > 0 else None
@@ -191,8 +187,31 @@ def _robustness(uri: str, results: Results) -> list[Part]:
             "status",
         ),
         rows_table([_percent(row) for row in rows]),
-        *draw({"Robustness": figures.robustness(counts, line)}),
+        Text(
+            f"Relative robustness: accuracy under the shift above that of {next(iter(results))}, in percentage points; "
+            "95% bootstrap intervals.",
+            "status",
+        ),
+        rows_table([_percent(row) for row in gains]),
+        *draw({"Robustness": figures.robustness(counts, line, papers_marks(next(iter(counts.values()))))}),
     ]
+
+
+def relative_rows(counts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Rows:
+    """One row a model after the first and shift: accuracy under the shift gained over the first model.
+
+    Parameters
+    ----------
+    counts : of each model its pairs, {pair: {standard, shifted}}
+    """
+    (first, *others), rows = counts, []
+    for model in others:
+        for title in counts[model]:
+            before, after = (as_pair(counts[who][title]).shifted for who in (first, model))
+            found = relative_robustness(before, after)
+            low, high = found.interval
+            rows.append({"model": model, "shift": title, "gain": found.value, "low": low, "high": high})
+    return rows
 
 
 def _percent(row: Mapping[str, Any]) -> dict[str, Any]:

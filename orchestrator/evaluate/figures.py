@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,8 +82,21 @@ def headroom(sets: Sets) -> Figure | None:
     return drawing.finish(figure, axes)
 
 
+def difficulty(name: str, classes: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """What people and a model get right of each class, one mark a class."""
+    if not classes:
+        return None
+    figure, axes = drawing.new(f"Difficulty of {name}, class by class", "people (%)", "model (%)")
+    x, y = (100 * np.array([row[who] for row in classes]) for who in ("people", "model"))
+    axes.plot(x, y, "o", color=PALETTE[0], alpha=0.6)
+    axes.plot([0, 100], [0, 100], color=QUIET, linestyle="--", label="equal")
+    return drawing.finish(figure, axes)
+
+
 def robustness(
-    models: Mapping[str, Mapping[str, Mapping[str, Any]]], line: tuple[float, float] | None
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    line: tuple[float, float] | None,
+    papers: Mapping[str, Sequence[tuple[float, float]]],
 ) -> Figure | None:
     """Accuracy under shift against accuracy without it, on logit axes.
 
@@ -91,6 +104,7 @@ def robustness(
     ----------
     models : of each model its pairs, {pair: {standard, shifted}}
     line : slope and intercept of a line through all marks in logits; None: not drawn
+    papers : marks of the paper's classifiers, accuracies without the shift and under it
     """
     points = {
         model: [tuple(count.inner_accuracy for count in as_pair(one)) for one in pairs.values()]
@@ -106,7 +120,12 @@ def robustness(
     for place, (model, pairs) in enumerate(points.items()):
         x, y = np.array(pairs).T
         axes.plot(logit(x), logit(y), linestyle="none", label=drawable(model, 32), **drawing.style_of(place))
-    every = logit(np.array([point for pairs in points.values() for point in pairs]))
+    for place, (who, marks) in enumerate(papers.items(), len(points)):
+        x, y = logit(np.array(marks)).T
+        marker = drawing.style_of(place)["marker"]
+        label = f"the paper's {who}"
+        axes.plot(x, y, linestyle="none", label=label, color=QUIET, marker=marker, markerfacecolor="white")
+    every = logit(np.array([point for pairs in [*points.values(), *papers.values()] for point in pairs]))
     ends = np.array([every.min() - 0.3, every.max() + 0.3])
     axes.plot(ends, ends, color=QUIET, linestyle="--", label="as well as without it")
     if line is not None:

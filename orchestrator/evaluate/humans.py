@@ -13,8 +13,8 @@ import csv
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -120,6 +120,35 @@ def correlation_of_difficulty(people: Mapping[str, float], model: Mapping[str, f
     found = stats.pearsonr(x_C, y_C)
     ends = found.confidence_interval(LEVEL)
     return Correlation(float(found.statistic), (float(ends.low), float(ends.high)), float(found.pvalue), len(common))
+
+
+def beside_people(answers: Sequence[Answer], truth: Mapping[str, str], model: Mapping[str, str]) -> dict[str, Any]:
+    """The paper's table and the classes' difficulty, of people and of a model on the pictures that people have seen.
+
+    Parameters
+    ----------
+    answers : of people
+    truth, model : of each picture, its class and the model's answer
+
+    Returns
+    -------
+    {people, pictures, table: {who: HumanResult}, classes: [{class, people, model}], correlation or no correlation}
+    """
+    pictures = {one.picture for one in answers}
+    own = [Answer("model", picture, model[picture]) for picture in sorted(pictures)]
+    shares = class_accuracy(((one.picture, one.answer) for one in answers), truth)
+    own_shares = class_accuracy(((one.picture, one.answer) for one in own), truth)
+    result: dict[str, Any] = {
+        "people": len({one.person for one in answers}),
+        "pictures": len(pictures),
+        "table": {"people": asdict(human_result(answers, truth)), "model": asdict(human_result(own, truth))},
+        "classes": [{"class": name, "people": shares[name], "model": own_shares[name]} for name in shares],
+    }
+    try:
+        result["correlation"] = correlation_of_difficulty(shares, own_shares)._asdict()
+    except ValueError as error:
+        result["no correlation"] = str(error)
+    return result
 
 
 def _single(answers: Sequence[Answer], truth: Mapping[str, str]) -> float:

@@ -15,6 +15,8 @@ from orchestrator.evaluate.metrics import METRICS, per_class, top_k_hits
 from orchestrator.statistics.intervals import Interval, bootstrap, clopper_pearson
 
 BEST = 5
+# Classes that a class is most often taken for.
+CONFUSED = 3
 # Of metrics that must be computed anew from all scores of each resample.
 FEW_RESAMPLES = 200
 
@@ -65,7 +67,7 @@ def top_scores(scores_NC: np.ndarray, label_N: np.ndarray) -> dict[str, Score]:
 
 
 def class_rows(scores_NC: np.ndarray, label_N: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a class: its name, samples, accuracy, and the class that its samples are mostly taken for otherwise."""
+    """One row a class: its name, samples, accuracy, and what its samples are mostly taken for otherwise."""
     classes = len(names)
     accuracy_C = per_class(top_k_hits(scores_NC, label_N, [1])[:, 0], label_N, classes)
     best_N = scores_NC.argmax(axis=1)
@@ -73,14 +75,19 @@ def class_rows(scores_NC: np.ndarray, label_N: np.ndarray, names: Sequence[str])
     np.add.at(confusion_CC, (label_N, best_N), 1)
     count_C = confusion_CC.sum(axis=1)
     np.fill_diagonal(confusion_CC, 0)
-    other_C = confusion_CC.argmax(axis=1)
+    order_CK = np.argsort(-confusion_CC, axis=1, kind="stable")[:, :CONFUSED]
     return [
         {
             "class": name,
             "samples": int(count_C[place]),
             "accuracy": float(accuracy_C[place]) if count_C[place] else None,
-            "taken for": names[other_C[place]] if confusion_CC[place, other_C[place]] else None,
-            "times": int(confusion_CC[place, other_C[place]]),
+            "taken for": names[order_CK[place, 0]] if confusion_CC[place, order_CK[place, 0]] else None,
+            "times": int(confusion_CC[place, order_CK[place, 0]]),
+            "then for": ", ".join(
+                f"{names[other]} ({confusion_CC[place, other]})"
+                for other in order_CK[place, 1:]
+                if confusion_CC[place, other]
+            ),
         }
         for place, name in enumerate(names)
     ]

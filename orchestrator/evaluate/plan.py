@@ -35,7 +35,7 @@ SUITED: dict[Kind, set[Part]] = {
 SHIFTING = ("all", "robustness")
 TRAINING, VALIDATION = "train", ("val", "valid", "validation")
 # Raise it when a result's content changes: results of before are then measured again.
-FORMAT = 2
+FORMAT = 3
 # What needs a text tower.
 WORDED: set[Part] = {"zero-shot", "retrieval"}
 
@@ -57,6 +57,9 @@ class Options:
     repeats : seeds of each number of shots
     batch_size : pictures in one forward pass
     shifts : `standard=shifted`, names of two sets; ImageNet's known shifts need none
+    humans : by set, a CSV of people's answers to its pictures
+    overlap : shards of training, to be searched for pictures of the sets
+    image_column : of those that are Parquet, the column of encoded pictures
     image_only : the model is another library's image encoder: what needs words is left out
     placement : on which nodes
     """
@@ -72,6 +75,9 @@ class Options:
     repeats: int = 5
     batch_size: int = 256
     shifts: list[str] = field(default_factory=list)
+    humans: dict[str, str] = field(default_factory=dict)
+    overlap: list[str] = field(default_factory=list)
+    image_column: str = "image"
     image_only: bool = False
     placement: PlacementConfig = field(default_factory=PlacementConfig)
 

@@ -23,6 +23,36 @@ _SCORES = {
     "ViT-L-14-336": (76.56, 94.93, 74.36, 99.43, 93.86, 79.32, 93.69, 61.44, 79.16, 78.52, 33.46),
 }
 
+# Oxford-IIIT Pets, 37 breeds, five people (table 2 of the paper), in percent: accuracy, majority vote on all pictures,
+# accuracy on guesses, majority vote on guesses. Shots are pictures of each breed that people were shown before.
+PEOPLE_ON_PETS = {
+    "people, zero-shot": (53.7, 57.0, 69.7, 63.9),
+    "people, one-shot": (75.7, 80.3, 78.5, 81.2),
+    "people, two-shot": (75.7, 85.0, 79.2, 86.1),
+    "CLIP, zero-shot": (93.5, 93.5, 93.5, 93.5),
+}
+
+# The paper's table of natural shifts, in percent. Their names as `shift.plain_name` gives them; ImageNet itself first.
+_SHIFTS = ("imagenet", "imagenetv2", "imagenetr", "objectnet", "imagenetsketch", "imageneta")
+_NATURAL_SHIFT = {
+    "ResNet-101": (76.2, 64.3, 37.7, 32.6, 25.2, 2.7),
+    "CLIP, zero-shot": (76.2, 70.1, 88.9, 72.3, 60.2, 77.1),
+    "CLIP, linear probe": (85.4, 75.9, 84.2, 66.2, 57.4, 75.3),
+}
+
+
+def papers_shifts(shifted: str) -> dict[str, tuple[float, float]]:
+    """Accuracies of the paper's classifiers on ImageNet and on one of its shifts, in [0, 1].
+
+    Parameters
+    ----------
+    shifted : the shift, as `shift.plain_name` gives it; of one that is not listed there are none
+    """
+    if shifted not in _SHIFTS[1:]:
+        return {}
+    place = _SHIFTS.index(shifted)
+    return {who: (row[0] / 100, row[place] / 100) for who, row in _NATURAL_SHIFT.items()}
+
 
 def released_scores(name: str) -> dict[str, float]:
     """Zero-shot accuracy of each released model on a set, in percent; empty for a set that is not listed."""

@@ -9,23 +9,27 @@ result.json                all of it, for machines (written by `run`)
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator import storage
 from orchestrator.evaluate import figures
 from orchestrator.evaluate.analyses import BARE, ENSEMBLE, ONE, WAYS, ensemble_score
+from orchestrator.evaluate.cells import Rows, from_columns, percent, score_columns, write_csv
 from orchestrator.evaluate.few_shot import headroom
 from orchestrator.evaluate.reference import released_scores
 from orchestrator.evaluate.robustness import Count
+from orchestrator.evaluate.sections import (
+    human_class_rows,
+    human_rows,
+    human_section,
+    overlap_rows,
+    overlap_section,
+    worst_section,
+)
+from orchestrator.evaluate.shift import papers_marks
 from orchestrator.report.document import Part, Text, draw, rows_table, write_document
 from orchestrator.statistics.intervals import clopper_pearson
-
-Rows = list[dict[str, Any]]
-# Classes shown of each set; all are in classes.csv.
-WORST = 10
 
 
 def write_report(uri: str, result: Mapping[str, Any]) -> None:
@@ -39,20 +43,12 @@ def write_report(uri: str, result: Mapping[str, Any]) -> None:
     sets = result["sets"]
     tables = {
         "scores": score_rows(sets), "classes": class_rows(sets), "few-shot": few_shot_rows(sets),
-        "shifts": shift_rows(result["shifts"]),
+        "shifts": shift_rows(result["shifts"]), "humans": human_rows(result["humans"]),
+        "human-classes": human_class_rows(result["humans"]), "overlap": overlap_rows(result["overlap"]),
     }  # fmt: skip
     for name, rows in tables.items():
         write_csv(storage.join(uri, f"{name}.csv"), rows)
-    write_document(uri, "Evaluation", _parts(result, tables))
-
-
-def write_csv(uri: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows, each a value by column, as CSV; an empty file where there are none."""
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, list(dict.fromkeys(column for row in rows for column in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    storage.write_bytes(uri, sink.getvalue().encode() if rows else b"")
+    write_document(uri, "Evaluation", _parts(uri, result, tables))
 
 
 def score_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
@@ -63,17 +59,17 @@ def score_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
         if "zero_shot" in one:
             row["metric"] = one["zero_shot"]["metric"]
             for wording in (BARE, ONE, ENSEMBLE):
-                row |= _score(wording, one["zero_shot"]["wordings"][wording]["score"])
+                row |= score_columns(wording, one["zero_shot"]["wordings"][wording]["score"])
             for depth in ("top1", "top5"):
                 if depth in one["zero_shot"]["wordings"][ENSEMBLE]:
                     row[depth] = one["zero_shot"]["wordings"][ENSEMBLE][depth]["value"]
         if "probe" in one:
             row["metric"] = one["probe"]["metric"]
-            row |= _score("probe", one["probe"]["score"]) | {"probe C": one["probe"]["strength"]}
+            row |= score_columns("probe", one["probe"]["score"]) | {"probe C": one["probe"]["strength"]}
         if "retrieval" in one:
             for way in WAYS:
                 for depth, score in one["retrieval"][way].items():
-                    row |= _score(f"{way} {depth}", score)
+                    row |= score_columns(f"{way} {depth}", score)
         rows.append(row)
     return rows
 
@@ -91,7 +87,7 @@ def class_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
 def few_shot_rows(sets: Mapping[str, Mapping[str, Any]]) -> Rows:
     """One row a set and number of shots."""
     return [
-        {"set": name, "shots": shots, **_score("probe", score)}
+        {"set": name, "shots": shots, **score_columns("probe", score)}
         | ({"zero-shot": ensemble_score(one)} if "zero_shot" in one else {})
         for name, one in sets.items()
         if "few_shot" in one
@@ -107,23 +103,12 @@ def shift_rows(shifts: Mapping[str, Mapping[str, Any]]) -> Rows:
         for side in ("standard", "shifted"):
             count = Count(**found[side])
             low, high = clopper_pearson(*count)
-            row |= _score(side, {"value": count.accuracy, "interval": (low, high)})
+            row |= score_columns(side, {"value": count.accuracy, "interval": (low, high)})
         rows.append(row | {"lost": row["standard"] - row["shifted"]})
     return rows
 
 
-def percent(score: Mapping[str, Any]) -> str:
-    """A score and its interval as a table shows them."""
-    low, high = score["interval"]
-    return f"{100 * score['value']:.1f}" + ("" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})")
-
-
-def _score(name: str, score: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = score["interval"]
-    return {name: score["value"], f"{name} low": low, f"{name} high": high}
-
-
-def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
+def _parts(uri: str, result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
     sets = result["sets"]
     parts: list[Part] = [
         Text(f"{result['model']} (fingerprint {result['fingerprint']}), suite {result['suite']}.", "question"),
@@ -151,19 +136,20 @@ def _parts(result: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Part]:
     parts += _headroom(sets)
     if tables["shifts"]:
         lines = [
-            {"shift": row["shift"], "shared classes": row["classes"], "without": _from_row(row, "standard"),
-             "under the shift": _from_row(row, "shifted")}
+            {"shift": row["shift"], "shared classes": row["classes"], "without": from_columns(row, "standard"),
+             "under the shift": from_columns(row, "shifted"),
+             **{f"the paper's {who}": f"{100 * under:.1f}"
+                for who, ((_, under),) in papers_marks({"": result["shifts"][row["shift"]]}).items()}}
             for row in tables["shifts"]
         ]  # fmt: skip
         parts += [Text("Natural distribution shift", "heading"), rows_table(lines)]
-        parts += draw({"Robustness": figures.robustness({"this model": result["shifts"]}, None)})
-    for name, one in classified.items():
-        worst = sorted(
-            (row for row in one.get("zero_shot", {}).get("classes", []) if row["samples"]),
-            key=lambda row: row["accuracy"],
+        parts += draw(
+            {"Robustness": figures.robustness({"this model": result["shifts"]}, None, papers_marks(result["shifts"]))}
         )
-        if worst:
-            parts += [Text(f"Worst classes of {name}", "heading"), rows_table(worst[:WORST])]
+    parts += human_section(result["humans"])
+    parts += overlap_section(result["overlap"], tables["overlap"])
+    for name, one in classified.items():
+        parts += worst_section(uri, name, one.get("zero_shot", {}).get("classes", []))
     files = [{"file": f"{name}.csv", "rows": len(rows)} for name, rows in tables.items()]
     return [*parts, Text("Files", "heading"), rows_table([*files, {"file": "result.json", "rows": None}])]
 
@@ -182,6 +168,8 @@ def _line(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
 
 def _retrieval_line(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
     line = {"set": name, "pictures": one["samples"], "captions": one["retrieval"]["captions"]}
+    if "index recall" in one["retrieval"]:
+        line["through an index that finds"] = ", ".join(f"{x:.1%}" for x in one["retrieval"]["index recall"].values())
     return line | {f"{way}, {k}": percent(score) for way in WAYS for k, score in one["retrieval"][way].items()}
 
 
@@ -203,7 +191,3 @@ def _headroom(sets: Mapping[str, Mapping[str, Any]]) -> list[Part]:
     except ValueError as error:
         text = f"No correlation: {error}."
     return [Text("Headroom", "heading"), Text(text), *draw({"Headroom": figures.headroom(sets)})]
-
-
-def _from_row(row: Mapping[str, Any], side: str) -> str:
-    return percent({"value": row[side], "interval": (row[f"{side} low"], row[f"{side} high"])})

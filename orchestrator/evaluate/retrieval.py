@@ -1,4 +1,4 @@
-"""Recall@k between pictures and their captions, exact.
+"""Recall@k between pictures and their captions, exact (`retrieval_index` is for very many).
 
 Shapes: I pictures, T captions, D embedding, K depths.
 """
@@ -50,15 +50,23 @@ def recall_hits(
     depth_K = torch.tensor(depths, dtype=torch.float64)
     parts = []
     step = max(1, CHUNK // len(item_MD))
+    order_M = item_picture_M.argsort()
+    sorted_M = item_picture_M[order_M]
     for query, picture in zip(query_QD.split(step), query_picture_Q.split(step), strict=True):
         similarity_QM = query @ item_MD.T
-        own_QM = picture[:, None] == item_picture_M
-        best_Q1 = similarity_QM.masked_fill(~own_QM, -torch.inf).amax(dim=1, keepdim=True)
-        tied_QM = similarity_QM == best_Q1
-        above_Q1 = (similarity_QM > best_Q1).sum(dim=1, keepdim=True).cpu()
-        tied_Q1 = tied_QM.sum(dim=1, keepdim=True).cpu().double()
-        own_Q1 = (tied_QM & own_QM).sum(dim=1, keepdim=True).cpu().double()
-        drawn_QK = torch.minimum((depth_K - above_Q1).clamp(min=0), tied_Q1)
+        # The pairs (query, own item), without looking through all items.
+        first_Q, last_Q = (torch.searchsorted(sorted_M, picture, right=right) for right in (False, True))
+        query_P = torch.arange(len(query), device=query.device).repeat_interleave(last_Q - first_Q)
+        before_Q = torch.cumsum(last_Q - first_Q, 0) - (last_Q - first_Q)
+        item_P = order_M[torch.arange(len(query_P), device=query.device) + (first_Q - before_Q)[query_P]]
+        own_P = similarity_QM[query_P, item_P]
+        best_Q = torch.full_like(similarity_QM[:, 0], -torch.inf).scatter_reduce(0, query_P, own_P, "amax")
+        above_Q, reached_Q = (
+            reach(similarity_QM, best_Q[:, None]).sum(dim=1).cpu().double() for reach in (torch.gt, torch.ge)
+        )
+        own_Q = torch.zeros_like(best_Q).index_add(0, query_P, (own_P == best_Q[query_P]).float()).cpu().double()
+        tied_Q1, own_Q1 = (reached_Q - above_Q)[:, None], own_Q[:, None]
+        drawn_QK = torch.minimum((depth_K - above_Q[:, None]).clamp(min=0), tied_Q1)
         # None of the own ones among those drawn without replacement.
         missed_QK = stats.hypergeom.pmf(0, tied_Q1.numpy(), own_Q1.numpy(), drawn_QK.numpy())
         parts.append(1 - torch.from_numpy(missed_QK))

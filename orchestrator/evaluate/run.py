@@ -2,26 +2,29 @@
 
 <out>/sets/<set>.json              what was measured of a set; a set that has one is not measured again
 <out>/predictions/<set>.parquet    every sample's answers
+<out>/pictures/<set>.jpg           some of the worst classes'
 <out>/result.json                  all of it, for machines
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray
 import torch
 
 from orchestrator import storage
 from orchestrator.evaluate import analyses
+from orchestrator.evaluate.answers import keep_answers, kept_answers
+from orchestrator.evaluate.classifiers import KeptClassifiers
 from orchestrator.evaluate.datasets import EvaluationSetError
 from orchestrator.evaluate.extract import Progress, Split, extract
+from orchestrator.evaluate.humans import beside_people, read_answers
+from orchestrator.evaluate.overlap_measure import measure_overlap
 from orchestrator.evaluate.plan import (
     FORMAT,
     SHIFTING,
@@ -30,12 +33,12 @@ from orchestrator.evaluate.plan import (
     VALIDATION,
     Job,
     Options,
-    file_name,
     kept_result,
     open_jobs,
     result_uri,
 )
 from orchestrator.evaluate.shift import asked_pairs, count_pair, known_pairs
+from orchestrator.evaluate.worst import draw_worst
 from orchestrator.inference import Embedder
 from orchestrator.model.scaling import count_flops
 from orchestrator.train.cluster import nodes_of, total
@@ -55,7 +58,7 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     Returns
     -------
     the content of result.json: {model, fingerprint, flops, suite, sets: {name: ...}, shifts,
-    failed: {name: why}}
+    humans, overlap, failed: {name: why}}
 
     Raises
     ------
@@ -131,6 +134,18 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             shifts[title] = ray.get(_task(measure_shift, device, where).remote(options, *both, device))
         except (EvaluationSetError, ray.exceptions.RayError) as error:
             on_failure(title, error)
+    humans: dict[str, Any] = {}
+    for name, uri in options.humans.items():
+        try:
+            humans[name] = analyses.finite(_beside_people(options, measured, name, uri))
+        except (ValueError, storage.StorageError) as error:
+            on_failure(f"people's answers to {name}", error)
+    overlap: dict[str, Any] = {}
+    if options.overlap:
+        try:
+            overlap = analyses.finite(measure_overlap(options, list(measured.values()), say))
+        except (storage.StorageError, ray.exceptions.RayError) as error:
+            on_failure("overlap", error)
     result = {
         "format": FORMAT,
         "model": options.model,
@@ -139,6 +154,8 @@ def evaluate(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         "suite": options.suite,
         "sets": {name: sets[name] for name in options.datasets if name in sets},
         "shifts": shifts,
+        "humans": humans,
+        "overlap": overlap,
         "failed": failed,
     }
     storage.write_bytes(storage.join(options.out, "result.json"), _json(result))
@@ -217,16 +234,13 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
         "notes": [],
     }  # fmt: skip
     if dataset.kind == "retrieval":
-        result["retrieval"] = analyses.retrieval_result(features)
+        result["retrieval"] = analyses.retrieval_result(features, device)
     elif "zero-shot" in parts:
-        zero_shot, answers = analyses.zero_shot(Embedder(options.model, device, options.batch_size), dataset, features)
+        zero_shot, answers = analyses.zero_shot(kept_classifiers(options, device), dataset, features)
         result["zero_shot"] = zero_shot
         if answers is not None:
-            sink = io.BytesIO()
-            pq.write_table(answers, sink)
-            storage.write_bytes(
-                storage.join(options.out, "predictions", f"{file_name(job.name)}.parquet"), sink.getvalue()
-            )
+            keep_answers(options.out, job.name, answers)
+            draw_worst(options.out, job.name, dataset, zero_shot["classes"])
     if dataset.kind != "retrieval" and "probe" in parts:
         _probe(options, job, features, result, device)
     result = analyses.finite(result)
@@ -236,9 +250,25 @@ def measure(options: Options, job: Job, device: str) -> dict[str, Any]:
 
 def measure_shift(options: Options, standard: Job, shifted: Job, device: str) -> dict[str, Any]:
     """Right answers of a pair of sets; plain, without Ray."""
-    embedder = Embedder(options.model, device, options.batch_size)
     sides = [(job.splits[options.split], job.folders[options.split].read()) for job in (standard, shifted)]
-    return count_pair(embedder, *sides)
+    return count_pair(kept_classifiers(options, device), *sides)
+
+
+def kept_classifiers(options: Options, device: str) -> KeptClassifiers:
+    """The model's zero-shot classifiers, kept with its features."""
+    return KeptClassifiers(Embedder(options.model, device, options.batch_size), options.cache)
+
+
+def _beside_people(options: Options, measured: Mapping[str, Job], name: str, uri: str) -> dict[str, Any]:
+    found = kept_answers(options.out, name) if name in measured else None
+    if found is None:
+        raise EvaluationSetError(f"evaluation set {name}: no answers of the model to hold beside those of {uri}")
+    names = measured[name].splits[options.split].class_names
+    truth, model = (
+        {key: names[place] for key, place in zip(found.key_N, places_N.tolist(), strict=True)}
+        for places_N in (found.label_N, found.best_N)
+    )
+    return beside_people(read_answers(uri, truth), truth, model)
 
 
 def summary_line(result: Mapping[str, Any]) -> str:

@@ -15,20 +15,26 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evaluate import analyses
+from orchestrator.evaluate.classifiers import Classify
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError
 from orchestrator.evaluate.features import Features
 from orchestrator.evaluate.metrics import restrict, top_k_hits
+from orchestrator.evaluate.reference import papers_shifts
 from orchestrator.evaluate.robustness import Count, Pair
-from orchestrator.inference import Embedder
 
 # The shifts of ImageNet that CLIP_benchmark has, letters and digits of their names alone.
 IMAGENET = ("imagenet1k", "imagenet")
 IMAGENET_SHIFTS = ("imagenetv2", "imageneta", "imagenetr", "imagenetsketch", "objectnet")
 
 
+def plain_name(name: str) -> str:
+    """Letters and digits of a set's name, without the hub's prefix."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"^wds[_/]", "", name.lower()))
+
+
 def known_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """ImageNet and its shifts, those that are among the sets."""
-    plain = {name: re.sub(r"[^a-z0-9]", "", re.sub(r"^wds[_/]", "", name.lower())) for name in names}
+    plain = {name: plain_name(name) for name in names}
     standards = [name for name in names if plain[name] in IMAGENET]
     return [(standards[0], name) for name in names if standards and plain[name] in IMAGENET_SHIFTS]
 
@@ -53,13 +59,18 @@ def asked_pairs(shifts: Sequence[str], names: Sequence[str]) -> list[tuple[str, 
 
 
 def count_pair(
-    embedder: Embedder, standard: tuple[EvaluationSet, Features], shifted: tuple[EvaluationSet, Features]
+    classify: Classify, standard: tuple[EvaluationSet, Features], shifted: tuple[EvaluationSet, Features]
 ) -> dict[str, Any]:
     """Right answers of the prompt ensemble on both sets.
 
+    Parameters
+    ----------
+    classify : makes zero-shot classifiers
+    standard, shifted : the sets and their features
+
     Returns
     -------
-    {classes: shared, standard: Count, shifted: Count}, as dicts
+    {of: the sets' names, classes: shared, standard: Count, shifted: Count}, as dicts
 
     Raises
     ------
@@ -77,14 +88,24 @@ def count_pair(
             f"evaluation sets {standard[0].name} and {shifted[0].name}: {len(shared)} class names in common; "
             "a shift needs at least two: write the same names in both classnames.txt"
         )
-    found: dict[str, Any] = {"classes": len(shared)}
+    found: dict[str, Any] = {"of": [standard[0].name, shifted[0].name], "classes": len(shared)}
     for side, (dataset, features), place in zip(("standard", "shifted"), (standard, shifted), places, strict=True):
         assert features.label is not None
-        scores_NC = analyses.zero_shot_scores(embedder, dataset, features, dataset.templates)
+        scores_NC = analyses.zero_shot_scores(classify, dataset, features, dataset.templates)
         kept_NC, label_N = restrict(scores_NC, features.label, [place[name] for name in shared])
         hits = int(np.rint(top_k_hits(kept_NC, label_N, [1]).sum()))
         found[side] = Count(hits, len(label_N))._asdict()
     return found
+
+
+def papers_marks(shifts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """What the paper's classifiers reach on ImageNet and those of its shifts that are among these pairs, in [0, 1]."""
+    marks: dict[str, list[tuple[float, float]]] = {}
+    for found in shifts.values():
+        standard, shifted = (plain_name(name) for name in found.get("of", ["", ""]))
+        for who, place in papers_shifts(shifted).items() if standard in IMAGENET else []:
+            marks.setdefault(who, []).append(place)
+    return marks
 
 
 def as_pair(found: Mapping[str, Any]) -> Pair:

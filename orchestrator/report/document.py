@@ -36,11 +36,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: its title, the name of its file, and that file's bytes."""
+    """A figure, or what photographs are in: its title, the name of its file (.png, .jpg), and that file's bytes."""
 
     title: str
     file: str
-    png: bytes
+    data: bytes
+    photo: bool = False
 
 
 Part = Text | Table | Picture
@@ -96,7 +97,7 @@ def write_document(uri: str, title: str, parts: Sequence[Part]) -> None:
     """
     for part in parts:
         if isinstance(part, Picture):
-            storage.write_bytes(storage.join(uri, part.file), part.png)
+            storage.write_bytes(storage.join(uri, part.file), part.data)
     storage.write_bytes(storage.join(uri, "report.html"), page(title, parts).encode())
     storage.write_bytes(storage.join(uri, "report.md"), markdown(title, parts).encode())
 
@@ -120,7 +121,7 @@ def markdown(title: str, parts: Sequence[Part]) -> str:
                 lines = [[_md(text) for text in row] for row in [columns, *rows]]
                 lines.insert(1, ["---:" if end else "---" for end in right])
                 blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-            case Picture(name, file, _):
+            case Picture(name, file, _, _):
                 blocks.append(f"![{_md(name)}]({file})")
     return "\n\n".join(blocks) + "\n"
 
@@ -148,8 +149,10 @@ def page(title: str, parts: Sequence[Part]) -> str:
                 ]
                 body.append('<div class="wide" tabindex="0"><table>')
                 body += [f"<thead>{head}</thead>", "<tbody>", *lines, "</tbody></table></div>"]
-            case Picture(name, _, png):
-                body.append(f'<img alt="{_esc(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">')
+            case Picture(name, file, data, photo):
+                coding = "jpeg" if file.endswith(".jpg") else "png"
+                source = f"data:image/{coding};base64,{base64.b64encode(data).decode()}"
+                body.append(f'<img{" class=photo" if photo else ""} alt="{_esc(name)}" src="{source}">')
     return f"{_HEAD}<title>{_esc(title)}</title>\n{_STYLE}</head>\n<body>\n{chr(10).join(body)}\n</body>\n</html>\n"
 
 
@@ -181,7 +184,7 @@ _STYLE = """<style>
 :root { color-scheme: light dark; --ground: #fff; --ink: #17201b; --quiet: #58645d; --line: #dfe5e1; --wash: #f4f7f5; }
 @media (prefers-color-scheme: dark) {
   :root { --ground: #141414; --ink: #e5ebe7; --quiet: #9ba8a1; --line: #2f3532; --wash: #1d201e; }
-  img { filter: invert(.92) hue-rotate(180deg); }
+  img:not(.photo) { filter: invert(.92) hue-rotate(180deg); }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 74rem; padding: 2.5rem 1.25rem 4rem; }

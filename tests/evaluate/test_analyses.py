@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -117,6 +119,8 @@ def test_class_rows_are_scikit_learns_confusions():
         assert row["accuracy"] == pytest.approx(matrix[place, place] / matrix[place].sum())
         others = np.delete(matrix[place], place)
         assert row["times"] == others.max()
+        counts = [int(count) for count in re.findall(r"\((\d+)\)", row["then for"])]
+        assert counts == [count for count in sorted(others, reverse=True)[1:3] if count]
         assert matrix[place, NAMES.index(row["taken for"])] == others.max()
 
 

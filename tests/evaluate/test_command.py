@@ -75,6 +75,9 @@ BOUNDS = {"pets: 2": "pets: zero-shot: 2 is no bound", "cats: 0.5": "no set 'cat
         (["--model", "m", "--datasets", "d", "--shift", "d"], "write standard=shifted"),
         (["--model", "m", "--datasets", "d", "--shift", "d=e"], "there is no set 'e'"),
         (["--model", "m", "--datasets", "d", "--templates", "TEMPLATES"], "has no {c}"),
+        (["--model", "m", "--datasets", "d", "--humans", "e=answers.csv"], "write set=file, of one of the sets d"),
+        (["--model", "m", "--datasets", "d", "--humans", "answers.csv"], "there is no file .*answers.csv"),
+        (["--model", "m", "--datasets", "d", "--overlap", "s", "--suite", "retrieval"], "--overlap: beside zero-shot"),
         (["--compare", "one"], "at least two"),
         (["--compare", "one", "two", "--model", "m"], "leave --model, --features and --datasets out"),
         (["--compare", "one", "two"], "result.json: missing"),
@@ -152,6 +155,12 @@ def test_a_comparison_finds_the_law_and_the_difference_that_were_put_in(tmp_path
     # Paired: pictures that both have right say nothing of the difference.
     reach = 1.96 * np.sqrt(gained * (1 - gained) / 400)
     assert float(rows[2]["low"]) == pytest.approx(gained - reach, abs=0.01)
+    gains = list(csv.DictReader((tmp_path / "out/relative-robustness.csv").open()))
+    assert [(row["model"], row["shift"], float(row["gain"])) for row in gains] == [
+        (name, "a to b", 0.0) for name in names[1:]
+    ]
+    # Two shares of 1,000 pictures each.
+    assert float(gains[0]["high"]) == pytest.approx(1.96 * np.sqrt(2 * 0.25 / 1000), abs=0.004)
     assert "0 baseline models" not in text and "Robustness" in text
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("data:image/png;base64,") == 2

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 
+from orchestrator.evaluate import figures
 from orchestrator.evaluate.few_shot import (
     SHOTS,
     draw_shots,
@@ -26,6 +27,7 @@ from orchestrator.evaluate.robustness import (
     relative_robustness,
     shift_table,
 )
+from orchestrator.evaluate.shift import papers_marks
 
 CURVE = 0.3 + 0.1 * np.log2(SHOTS)
 
@@ -127,6 +129,26 @@ def test_the_papers_table_comes_out_of_raw_counts():
     assert {name: list(row.values()) for name, row in shift_table(counts).items()} == PAPER
     with pytest.raises(ValueError, match="resnet101 on imagenet_a: 7501 right of 7500"):
         shift_table({"resnet101": {"imagenet_a": Count(7501, 7500)}})
+
+
+def test_the_papers_classifiers_are_marked_where_imagenets_shifts_are_measured():
+    counts = {"standard": {"hits": 7, "samples": 10}, "shifted": {"hits": 5, "samples": 10}, "classes": 2}
+    shifts = {
+        "1": counts | {"of": ["wds_imagenet1k", "wds_imagenet-a"]},
+        "2": counts | {"of": ["imagenet1k", "imagenet_sketch"]},
+        "3": counts | {"of": ["imagenet1k", "mine"]},
+        "4": counts | {"of": ["mine", "imagenet-r"]},
+    }
+    marks = papers_marks(shifts)
+    assert marks["CLIP, linear probe"][0] == pytest.approx((0.854, 0.753))
+    assert {who: [100 * p for _, p in points] for who, points in marks.items()} == {
+        title: pytest.approx([row[5], row[4]])
+        for title, row in zip(("ResNet-101", "CLIP, zero-shot", "CLIP, linear probe"), PAPER.values(), strict=True)
+    }
+    figure = figures.robustness({"this model": shifts}, None, marks)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "the paper's CLIP, zero-shot" in labels and "this model" in labels
+    assert papers_marks({"x": counts}) == {}
 
 
 def test_overlap_against_scipy():

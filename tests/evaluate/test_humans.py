@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from orchestrator.evaluate.humans import (
+    beside_people,
     class_accuracy,
     correlation_of_difficulty,
     human_result,
@@ -43,6 +46,21 @@ def test_the_papers_table_by_hand(tmp_path):
     # p1 and p2: beagle; p3: a tie of two.
     assert found.majority_vote_on_guesses == 1
     assert np.isnan(human_result([one for one in answers if one.picture == "p3"], TRUTH).majority_vote_full)
+
+
+def test_people_and_model_are_held_beside_each_other_on_the_same_pictures(tmp_path):
+    truth = TRUTH | {"p4": "boxer", "p5": "beagle"}
+    answers = read_answers(write(tmp_path, LINES), truth)
+    found = beside_people(answers, truth, {"p1": "beagle", "p2": "boxer", "p3": "boxer", "p4": "beagle", "p5": "boxer"})
+    assert (found["people"], found["pictures"]) == (3, 3)
+    assert found["table"]["people"] == asdict(human_result(answers, TRUTH))
+    # Nobody was asked of p4 and p5; one who always guesses, alone, is a majority.
+    assert set(found["table"]["model"].values()) == {0.75}
+    assert found["classes"] == [
+        {"class": "beagle", "people": 0.5, "model": 0.5},
+        {"class": "boxer", "people": pytest.approx(1 / 3), "model": 1.0},
+    ]
+    assert found["no correlation"].startswith("2 classes in common")
 
 
 def test_people_of_a_known_skill_make_a_table_of_the_papers_kind(tmp_path):

@@ -8,8 +8,10 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
-from orchestrator.evaluate import metrics, retrieval
+from orchestrator.evaluate import metrics, retrieval, retrieval_index
+from orchestrator.evaluate.analyses import retrieval_result
 from orchestrator.evaluate.benchmarks import PAPER_METRICS, metric_of, paper_name
+from orchestrator.evaluate.features import Features
 from orchestrator.statistics.intervals import bootstrap, clopper_pearson
 
 RNG = np.random.default_rng(0)
@@ -109,6 +111,34 @@ def test_equal_embeddings_recall_what_chance_does():
     same, picture = torch.ones(3000, 2), torch.arange(3000)
     there, _ = retrieval.retrieval(same, same, picture)
     assert there.mean(dim=0).tolist() == pytest.approx([1 / 3000, 5 / 3000, 10 / 3000])
+
+
+def test_an_index_finds_what_exact_search_finds(monkeypatch):
+    """On embeddings in clusters, as a model's are; the recall that it says it has is the one that it has."""
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(40, 24))
+    image = centre[rng.integers(40, size=1500)] + 0.5 * rng.normal(size=(1500, 24))
+    picture_T = np.repeat(np.arange(1500), 2)
+    text = image[picture_T] + 0.8 * rng.normal(size=(3000, 24))
+    image, text = ((one / np.linalg.norm(one, axis=1, keepdims=True)).astype(np.float32) for one in (image, text))
+    there, back = retrieval.retrieval(*map(torch.from_numpy, (image, text, picture_T)))
+    for exact, given in (
+        (there, (image, text, np.arange(1500), picture_T)),
+        (back, (text, image, picture_T, np.arange(1500))),
+    ):
+        found = retrieval_index.index_hits(*given, (1, 5, 10))
+        assert found.recall >= retrieval_index.ENOUGH and found.looked_into < 0.5
+        assert found.hit_QK.mean(axis=0) == pytest.approx(exact.numpy().mean(axis=0), abs=0.01)
+        nearest = np.argsort(-(given[0] @ given[1].T), axis=1)[:, :10]
+        own = given[3][nearest] == given[2][:, None]
+        assert (own.any(axis=1) >= found.hit_QK[:, 2]).mean() > 0.999
+    monkeypatch.setattr(retrieval_index, "WORTH", 1)
+    features = Features([], None, image, image, [], text, picture_T)
+    result = retrieval_result(features)
+    assert min(result["index recall"].values()) >= 0.99
+    value = result["text to picture"]["recall@5"]["value"]
+    assert value == pytest.approx(float(back[:, 1].mean()), abs=0.01) and 0.3 < value < 0.99
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (10, 10), (3, 10), (612, 1000)])

@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluation_sets import write_classes, write_multilabel, write_names, write_retrieval, write_split
+from evaluation_sets import (
+    write_classes,
+    write_multilabel,
+    write_names,
+    write_retrieval,
+    write_seen,
+    write_split,
+    write_textures,
+)
 from PIL import Image
 from ray_cluster import REPOSITORY, wait_until
 from scipy import stats
@@ -41,6 +49,15 @@ def job(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+def write_people(path):
+    """Two people on 24 pictures, two of each class: one is always right, one of the second half does not know."""
+    lines = ["person,picture,answer"]
+    for number in range(24):
+        name = NAMES[number % 12]
+        lines += [f"sure,s{number:07d},{name}", f"doubting,s{number:07d},{name if number < 12 else ''}"]
+    path.write_text("\n".join(lines))
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """A model's evaluation on good sets of every kind and on a bad one, made once."""
@@ -50,11 +67,15 @@ def evaluated(tmp_path_factory):
     write_classes(str(work / "sets/other"), test=36, seed=9)
     write_multilabel(str(work / "sets/many"), train=60)
     write_retrieval(str(work / "sets/captions"))
+    write_textures(str(work / "sets/textures"))
+    write_seen(str(work / "training"))
+    write_people(work / "people.csv")
     write_names(str(work / "sets/broken"))
     write_split(str(work / "sets/broken"), "test", [{"jpg": pairs(1, 1)[0][0], "cls": b"99"}], shards=1)
     done = job(
         "--model", work / "model", "--datasets", work / "sets/*", "--shots", 1, 2, "--repeats", 2,
-        "--shift", "shapes=other",
+        "--shift", "shapes=other", "--overlap", work / "training/*.tar",
+        "--humans", f"other={work}/people.csv",
     )  # fmt: skip
     return work, done, json.loads((work / "eval/result.json").read_text())
 
@@ -62,7 +83,9 @@ def evaluated(tmp_path_factory):
 def test_one_bad_set_fails_alone_and_is_named(evaluated):
     _, done, result = evaluated
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
-    assert list(result["failed"]) == ["broken"] and sorted(result["sets"]) == ["captions", "many", "other", "shapes"]
+    assert list(result["failed"]) == ["broken"] and sorted(result["sets"]) == [
+        "captions", "many", "other", "shapes", "textures",
+    ]  # fmt: skip
     assert re.search(r"error: broken failed: evaluation set broken: \S+/0\.tar sample 0 .*label 99 is not", done.stderr)
     assert re.search(r"^shapes: zero-shot [\d.]+% accuracy, probe [\d.]+%", done.stdout, re.MULTILINE), done.stdout
 
@@ -218,15 +241,50 @@ def test_the_shift_counts_both_sets(evaluated):
         assert found[side] == {"hits": hits, "samples": len(samples)} and found["classes"] == 12
 
 
+def test_what_training_has_seen_of_a_set_is_told_apart(evaluated):
+    work, done, result = evaluated
+    found = result["overlap"]["sets"]["textures"]
+    answers = pq.read_table(work / "eval/predictions/textures.parquet").to_pydict()
+    right = np.array([best[0] for best in answers["ensemble: classes"]]) == answers["label"]
+    seen = np.array([int(key[1:]) % 3 == 0 for key in answers["key"]])
+    assert found["share"] == pytest.approx(1 / 3) and found["seen"] == seen.sum() == 10
+    assert (found["all"], found["overlap"], found["clean"]) == pytest.approx(
+        (right.mean(), right[seen].mean(), right[~seen].mean())
+    )
+    expected = stats.binomtest(int(right[seen].sum()), 10, right[~seen].mean())
+    assert found["different"] == pytest.approx(expected.pvalue)
+    pairs = pq.read_table(found["pairs"]).to_pylist()
+    assert {one["sample_key"] for one in pairs} == {f"s{number:07d}" for number in range(0, 30, 3)}
+    assert {answers["key"][one["sample"]] for one in pairs} == {one["sample_key"] for one in pairs}
+    assert result["overlap"]["training"] == {"shards": 2, "pictures": 50, "rejected": 0, "pairs": 10}
+    assert "2 of 2 shards" in done.stdout and "training has seen 10 of 30 pictures" in done.stdout
+    assert "Overlap with training" in (work / "eval/report.md").read_text()
+
+
+def test_people_stand_beside_the_model(evaluated):
+    work, _, result = evaluated
+    found = result["humans"]["other"]
+    assert (found["people"], found["pictures"]) == (2, 24)
+    assert found["table"]["people"]["accuracy"] == 0.75 and found["table"]["people"]["accuracy_on_guesses"] == 1
+    answers = pq.read_table(work / "eval/predictions/other.parquet").to_pydict()
+    best = dict(zip(answers["key"], (one[0] for one in answers["ensemble: classes"]), strict=True))
+    right = np.mean([best[f"s{number:07d}"] == number % 12 for number in range(24)])
+    assert found["table"]["model"]["accuracy"] == pytest.approx(right)
+    text = (work / "eval/report.md").read_text()
+    assert "People and the model on other" in text and "the paper's people, one-shot, on Pets" in text
+    assert len(list(csv.DictReader((work / "eval/human-classes.csv").open()))) == 12
+
+
 def test_the_report_holds_its_figures_and_every_number(evaluated):
     work, _, result = evaluated
     page, text = (work / "eval/report.html").read_text(), (work / "eval/report.md").read_text()
     assert page.count("data:image/png;base64,") >= 3 and not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("data:image/jpeg;base64,") == 3 and (work / "eval/pictures/shapes.jpg").exists()
     for words in ("broken", "label 99", "zero-shot is worth", "picture to text"):
         assert words in page and words in text
     rows = {row["set"]: row for row in csv.DictReader((work / "eval/scores.csv").open())}
     assert float(rows["shapes"]["probe"]) == result["sets"]["shapes"]["probe"]["score"]["value"]
-    assert len(list(csv.DictReader((work / "eval/classes.csv").open()))) == 24
+    assert len(list(csv.DictReader((work / "eval/classes.csv").open()))) == 36
     assert len(list(csv.DictReader((work / "eval/few-shot.csv").open()))) == 2
 
 
