@@ -28,20 +28,22 @@ from orchestrator import storage
 from orchestrator.train import submission
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = Settings(name="autoscale", cpus_per_node=2.0, max_nodes=3, idle_s=12.0, dashboard_port=0)
+SETTINGS = Settings(name="autoscale", cpus_per_node=2.0, max_nodes=3, idle_s=30.0, dashboard_port=0)
 # A node of two CPUs holds one trainer and one reading task.
 ELASTIC = (
     "--train.num_workers", "1..3", "--train.cpus_per_worker", "1.5", "--data.cpus_per_reader", "0.5",
     "--train.resize_every_s", "10", "--train.max_failures", "20", "--train.torch_threads", "1",
 )  # fmt: skip
+# On three nodes, before one is killed: enough for a checkpoint, and to see how fast it was.
+STEPS_BEFORE_LOSS = 30
 OPTIONS = (
-    "--config", "demo", "--run.name", "autoscale", "--train.max_steps", "160", "--train.checkpoint_every", "10",
+    "--config", "demo", "--run.name", "autoscale", "--train.max_steps", "120", "--train.checkpoint_every", "10",
     "--train.log_every", "5",
 )  # fmt: skip
 
 
 def lose_a_node(timeline: Timeline, job: Job, patience_s: float = 300.0) -> None:
-    """Wait until an elastic run trains on three nodes, kill one, and wait until it trains on three again.
+    """Let an elastic run train on three nodes for a while, kill one, and wait until it trains on three again.
 
     Parameters
     ----------
@@ -60,6 +62,12 @@ def lose_a_node(timeline: Timeline, job: Job, patience_s: float = 300.0) -> None
         return timeline.now == (3, 3) and "  3 workers  " in job.log()[said:]
 
     wait_for(timeline, job, trains_on_three, "trains on 3 nodes", patience_s)
+    enough = steps_made(job) + STEPS_BEFORE_LOSS
+
+    def has_trained_on_three() -> bool:
+        return trains_on_three() and steps_made(job) >= enough
+
+    wait_for(timeline, job, has_trained_on_three, f"trained {STEPS_BEFORE_LOSS} steps", patience_s)
     before = {process.pid for process in cluster.nodes()}
     _kill_a_node(cluster)
     timeline.happened("a node is killed")
@@ -68,6 +76,11 @@ def lose_a_node(timeline: Timeline, job: Job, patience_s: float = 300.0) -> None
     wait_for(timeline, job, trains_on_three, "trains on 3 nodes again", patience_s)
     if {process.pid for process in cluster.nodes()} == before:
         raise ClusterError("the node was not replaced")
+
+
+def steps_made(job: Job) -> int:
+    """Of the newest line of progress in the job's log; 0: there is none."""
+    return int((re.findall(r"^step (\d+)/", job.log(), re.MULTILINE) or [0])[-1])
 
 
 def see_the_end(timeline: Timeline, job: Job, patience_s: float = 600.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 import threading
 import time
 from collections.abc import Iterable
@@ -80,11 +81,11 @@ class Timeline:
         return out.getvalue()
 
     def draw(self, run_uri: str) -> bytes:
-        """A PNG: nodes and training processes above, images a second below, events as lines through both."""
+        """A PNG: nodes and training processes above, images a second below, events as numbered lines through both."""
         from matplotlib.figure import Figure
 
         start = self.points[0][0]
-        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        figure = Figure(figsize=(8, 5), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         seconds = [moment - start for moment, _, _ in self.points]
         for column, (label, color) in enumerate(
@@ -92,18 +93,28 @@ class Timeline:
         ):
             above.step(seconds, [point[1 + column] for point in self.points], where="post", label=label, color=color)
         above.set_ylim(0, max(point[1] for point in self.points) + 0.9)
-        above.legend(loc="upper right", frameon=False, ncols=2)
+        above.yaxis.get_major_locator().set_params(integer=True)
+        above.legend(loc="upper left", bbox_to_anchor=(0, 1.22), frameon=False, ncols=2)
         speeds = [(at - start, speed) for at, speed in _speeds(run_uri)]
         below.plot(*zip(*speeds, strict=True), ".-", color=drawing.PALETTE[2], markersize=4)
         below.set_ylim(bottom=0)
         below.set_ylabel("images/s")
         below.set_xlabel("seconds")
-        for moment, what in self.events:
+        for moment, _ in self.events:
             for axes in (above, below):
                 axes.axvline(moment - start, color=drawing.QUIET, linewidth=0.7, linestyle=":")
-            above.text(
-                moment - start, above.get_ylim()[1], f" {what}", rotation=90, va="top", fontsize=7, color=drawing.QUIET
-            )
+        # Events that lie closer together than their numbers are wide share a place.
+        groups: list[list[int]] = []
+        for number, (moment, _) in enumerate(self.events):
+            near = groups and moment - self.events[groups[-1][0]][0] < 0.03 * (seconds[-1] - seconds[0])
+            groups[-1].append(number) if near else groups.append([number])
+        for group in groups:
+            place, words = self.events[group[0]][0] - start, ",".join(str(number + 1) for number in group)
+            above.text(place, above.get_ylim()[1], words, va="bottom", ha="center", fontsize=8, color=drawing.QUIET)
+        told = [
+            f"{number}: {what}".replace(" ", "\N{NO-BREAK SPACE}") for number, (_, what) in enumerate(self.events, 1)
+        ]
+        figure.supxlabel("\n".join(textwrap.wrap("   ".join(told), 110)), fontsize=8, color=drawing.QUIET)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=drawing.DPI)
         return out.getvalue()
