@@ -7,7 +7,13 @@ Training pairs are the Google and Fluent styles, without a tenth of the concepts
 
     unseen-style       the concepts of training in the Twitter style, which training never sees; among all names
     unseen-concepts    the concepts held out of training, in all three styles; among themselves
-    categories         all concepts in the Twitter style; among the coarse categories
+    categories         all concepts in the Twitter style; among the coarse categories. Its train split, for probes, has
+                       the pictures of training
+
+Two more show a natural distribution shift: concepts held out of training, with nothing but the style between them.
+
+    known-styles       in the Google and Fluent styles
+    shifted-style      in the Twitter style
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -63,7 +69,7 @@ TRAINING_SHARDS = 8
 LARGEST_SIDE = 72
 
 # Part of the fingerprint that decides whether data on the disk can stay: raise it when what is written changes.
-LAYOUT = 8
+LAYOUT = 9
 
 # style -> code of the concept -> encoded picture and its file ending
 Styles = dict[str, dict[str, tuple[bytes, str]]]
@@ -147,22 +153,26 @@ def write_sets(root: str, concepts: Sequence[Concept], styles: Styles) -> None:
         storage.join(root, "unseen-style"),
         names,
         TEMPLATES,
-        [(c, UNSEEN_STYLE, names.index(c.name)) for c in seen],
+        {"test": [(c, UNSEEN_STYLE, names.index(c.name)) for c in seen]},
         styles,
     )
-    _write_evaluation(
-        storage.join(root, "unseen-concepts"),
-        [c.name for c in unseen],
-        TEMPLATES,
-        [(c, style, label) for label, c in enumerate(unseen) for style in styles],
-        styles,
-    )
+    held_out = [(c, style, label) for label, c in enumerate(unseen) for style in styles]
+    parts = {
+        "unseen-concepts": held_out,
+        "known-styles": [one for one in held_out if one[1] in TRAINING_STYLES],
+        "shifted-style": [one for one in held_out if one[1] == UNSEEN_STYLE],
+    }
+    for name, part in parts.items():
+        _write_evaluation(storage.join(root, name), [c.name for c in unseen], TEMPLATES, {"test": part}, styles)
     categories = sorted({c.category for c in concepts})
     _write_evaluation(
         storage.join(root, "categories"),
         categories,
         CATEGORY_TEMPLATES,
-        [(c, UNSEEN_STYLE, categories.index(c.category)) for c in concepts],
+        {
+            "test": [(c, UNSEEN_STYLE, categories.index(c.category)) for c in concepts],
+            "train": [(c, style, categories.index(c.category)) for c, style in pairs],
+        },
         styles,
     )
 
@@ -171,16 +181,17 @@ def _write_evaluation(
     root: str,
     class_names: Sequence[str],
     templates: Sequence[str],
-    labelled: Iterable[tuple[Concept, str, int]],
+    splits: Mapping[str, Iterable[tuple[Concept, str, int]]],
     styles: Styles,
 ) -> None:
-    """One evaluation set in CLIP_benchmark's WebDataset layout, with one shard."""
-    with ShardWriter(storage.join(root, "test", "0.tar")) as writer:
-        present = [(c, style, label) for c, style, label in labelled if c.code in styles[style]]
-        for number, (concept, style, label) in enumerate(present):
-            data, ending = styles[style][concept.code]
-            writer.write(f"s{number:07d}", {ending: data, "cls": str(label).encode()})
-    storage.write_bytes(storage.join(root, "test", "nshards.txt"), b"1")
+    """One evaluation set in CLIP_benchmark's WebDataset layout, with one shard a split."""
+    for split, labelled in splits.items():
+        with ShardWriter(storage.join(root, split, "0.tar")) as writer:
+            present = [(c, style, label) for c, style, label in labelled if c.code in styles[style]]
+            for number, (concept, style, label) in enumerate(present):
+                data, ending = styles[style][concept.code]
+                writer.write(f"s{number:07d}", {ending: data, "cls": str(label).encode()})
+        storage.write_bytes(storage.join(root, split, "nshards.txt"), b"1")
     storage.write_bytes(storage.join(root, "classnames.txt"), "\n".join(class_names).encode())
     storage.write_bytes(storage.join(root, "zeroshot_classification_templates.txt"), "\n".join(templates).encode())
 

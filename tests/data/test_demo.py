@@ -14,6 +14,7 @@ from PIL import Image
 from orchestrator.config import Config, DataConfig
 from orchestrator.data import demo, packages
 from orchestrator.data.emoji import Concept, read_concepts
+from orchestrator.data.images import to_rgb
 from orchestrator.data.shards import RawSample, read_shard
 
 NAMES = [f"THING {number}" for number in range(40)]
@@ -115,19 +116,29 @@ def test_evaluation_sets_follow_the_layout_and_label_the_right_names(offline_arc
     paths = demo.prepare(str(tmp_path))
     concepts = read_concepts([row(number, name) for number, name in enumerate(NAMES)])
     seen, unseen = [c for c in concepts if not c.held_out], [c for c in concepts if c.held_out]
+    lacking = concepts[3].held_out
     expected = {
         "unseen-style": (len(concepts), len(seen)),
-        "unseen-concepts": (len(unseen), 3 * len(unseen) - concepts[3].held_out),
+        "unseen-concepts": (len(unseen), 3 * len(unseen) - lacking),
+        "known-styles": (len(unseen), 2 * len(unseen) - lacking),
+        "shifted-style": (len(unseen), len(unseen)),
         "categories": (2, len(concepts)),
     }
     for name, (classes, count) in expected.items():
-        root = Path(paths[name])
+        root = tmp_path / name
+        assert paths.get(name, str(root)) == str(root)
         assert (root / "test" / "nshards.txt").read_text() == "1"
         assert "{c}" in (root / "zeroshot_classification_templates.txt").read_text().splitlines()[0]
         names = (root / "classnames.txt").read_text().splitlines()
         samples = read(str(root / "test" / "0.tar"), captions=False)
         assert (len(set(names)), len(samples)) == (classes, count)
         assert [s.key for s in samples[:2]] == ["s0000000", "s0000001"]
+    # A probe is trained on the pictures of training, and on no other.
+    probed = read(str(tmp_path / "categories/train/0.tar"), captions=False)
+    trained = [sample for shard in demo.storage.expand(paths["train"]) for sample in read(shard)]
+    assert len(probed) == len(trained) and not {c.code for c in unseen} & {s.key.rpartition("-")[0] for s in trained}
+    pixels = [{to_rgb(Image.open(io.BytesIO(s.image))).tobytes() for s in some} for some in (probed, trained)]
+    assert pixels[0] == pixels[1]
     # The picture of a label is the picture of that name: noise seeded by the number in the name.
     root = Path(paths["unseen-style"])
     names = (root / "classnames.txt").read_text().splitlines()
