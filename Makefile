@@ -25,6 +25,7 @@ bench: $(VENV)/bench.stamp  ## each prints a table of this project beside a peer
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/features.py
 
 cluster: $(VENV)/demo.stamp  ## a Ray cluster of several nodes on this machine, which come and go with the work
 	$(BIN)/python -m cluster.local up

@@ -76,7 +76,7 @@ def moto_server(**environment: str) -> Iterator[str]:
             return False
 
     try:
-        wait_until(answers, 60, "the start of the S3 server")
+        wait_until(answers, "the start of the S3 server")
         yield endpoint
     finally:
         server.kill()

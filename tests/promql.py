@@ -61,7 +61,7 @@ def label_names(expression: str) -> set[str]:
     return {*selected, *map(str.strip, grouped)} - {""}
 
 
-def wait_until_exposed(names: set[str], targets: Path, timeout_s: float = 60.0) -> None:
+def wait_until_exposed(names: set[str], targets: Path) -> None:
     """Wait until each name was seen at one of the endpoints that Ray lists for Prometheus in a file."""
     seen: set[str] = set()
 
@@ -73,5 +73,5 @@ def wait_until_exposed(names: set[str], targets: Path, timeout_s: float = 60.0) 
         return names <= seen
 
     with contextlib.suppress(TimeoutError):
-        wait_until(all_seen, timeout_s, "the metrics")
+        wait_until(all_seen, "the metrics")
     assert names - seen == set()

@@ -75,7 +75,7 @@ class Server:
             assert state.get("status") != "DEPLOY_FAILED", f"{state['message']}\n{self.reasons()}"
             return state.get("status") == "RUNNING"
 
-        wait_until(running, 180, "the deployment")
+        wait_until(running, "the deployment")
 
         def answers() -> bool:
             try:
@@ -83,7 +83,7 @@ class Server:
             except httpx.TransportError:
                 return False
 
-        wait_until(answers, 60, "the first answer")
+        wait_until(answers, "the first answer")
 
     def log(self, deployment: str) -> str:
         """What the replicas of a deployment have logged."""

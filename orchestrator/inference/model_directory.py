@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from orchestrator import storage
 from orchestrator.config import ModelConfig, TextConfig, VisionConfig
@@ -127,8 +128,18 @@ def _read_config(uri: str) -> tuple[ModelConfig, str]:
     return published
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what fills new weights at random: on the meta device it fills nothing, and loads torch's compiler."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def _assemble(config: ModelConfig, weights: dict[str, Tensor]) -> CLIP:
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         model = CLIP(config)
     _check_fit(model.state_dict(), weights)
     model.load_state_dict(weights, assign=True)

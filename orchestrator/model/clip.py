@@ -45,10 +45,14 @@ class CLIP(nn.Module):
         else:
             self.visual = ModifiedResNet(config.image_size, vision.layers, vision.width, vision.heads, config.embed_dim)
         self.token_embedding = nn.Embedding(config.vocab_size, text.width)
-        self.positional_embedding = nn.Parameter(torch.randn(text.context_length, text.width) * 0.01)
+        self.positional_embedding = nn.Parameter(
+            nn.init.normal_(torch.empty(text.context_length, text.width), std=0.01)
+        )
         self.transformer = Transformer(text.width, text.layers, text.heads, config.activation, causal=True)
         self.ln_final = nn.LayerNorm(text.width)
-        self.text_projection = nn.Parameter(torch.randn(text.width, config.embed_dim) * text.width**-0.5)
+        self.text_projection = nn.Parameter(
+            nn.init.normal_(torch.empty(text.width, config.embed_dim), std=text.width**-0.5)
+        )
         # Learned as a logarithm; the multiplier is its exponential.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.init_temperature)))
         if config.objective == "sigmoid":

@@ -33,12 +33,12 @@ class VisionTransformer(nn.Module):
         positions = (image_size // patch_size) ** 2 + 1
         # Holds the released checkpoints' weight; patches do not overlap, so that it is applied as a matrix.
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(positions, width) * width**-0.5)
+        self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(width), std=width**-0.5))
+        self.positional_embedding = nn.Parameter(nn.init.normal_(torch.empty(positions, width), std=width**-0.5))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, activation, causal=False)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+        self.proj = nn.Parameter(nn.init.normal_(torch.empty(width, embed_dim), std=width**-0.5))
 
     def features(self, image_B3RR: Tensor) -> Tensor:
         """The features before the projection, (B, W): what a linear probe reads."""

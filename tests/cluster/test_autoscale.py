@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 from promql import names_of_rows, wait_until_exposed
-from ray_cluster import wait_until
+from ray_cluster import PATIENCE_S, wait_until
 from shapes import write_data
 
 from cluster.local.cluster import LocalCluster, Settings
@@ -21,10 +21,6 @@ from orchestrator.telemetry import TRAINING
 ROWS = ("Runs", "Ingest", "Compute", "Learning", "Checkpoints and failures", "Nodes", "Autoscaler")
 # There are no GPUs, and no sample that cannot be used.
 ABSENT = {"ray_clip_mfu", "ray_node_gpus_utilization", "ray_clip_rejects"}
-
-
-# For each thing that is waited for: other tests run beside this one.
-PATIENCE_S = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +47,6 @@ def options_of(tmp_path) -> list[str]:
     return ["--config", str(file)]
 
 
-@pytest.mark.timeout(1800)
 def test_a_run_grows_over_nodes_survives_one_is_stopped_goes_on_and_leaves_an_empty_cluster(cluster, tmp_path):
     options = [*options_of(tmp_path), *ELASTIC]
     run = tmp_path / "data/runs/shapes"
@@ -63,7 +58,7 @@ def test_a_run_grows_over_nodes_survives_one_is_stopped_goes_on_and_leaves_an_em
         wait_until_exposed(asked - ABSENT, cluster.targets)
 
         job.client.stop_job(job.id)
-        wait_until(lambda: job.status() == "STOPPED", PATIENCE_S, "the end of the job")
+        wait_until(lambda: job.status() == "STOPPED", "the end of the job")
         assert "asked to stop: a checkpoint first" in job.log(), job.log()[-4000:]
         step = max(int(file.parent.name[-8:]) for file in (run / "checkpoints").glob("step_*/complete.json"))
         assert not (run / "final").exists()

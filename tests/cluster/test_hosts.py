@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray_cluster import RAY, REPOSITORY, kill_tree, wait_until
+from ray_cluster import PATIENCE_S, RAY, REPOSITORY, kill_tree, wait_until
 from train.test_exact_resume import check_every_sample_once, last_checkpoint, wait_for_checkpoint, write_slow_recipe
 
 PREFIX = "clipray"
@@ -114,7 +114,6 @@ def hosts(tmp_path):
         remove_all()
 
 
-@pytest.mark.timeout(1500)
 def test_a_run_across_hosts_survives_the_loss_of_one_and_takes_it_back(hosts, tmp_path):
     head, near, far = hosts
     recipe, log = write_slow_recipe(tmp_path, num_workers="1..2"), head.log
@@ -125,11 +124,11 @@ def test_a_run_across_hosts_survives_the_loss_of_one_and_takes_it_back(hosts, tm
         "--include-dashboard=false", f"--temp-dir={TEMPORARY}", "--object-store-memory=200000000",
     ]  # fmt: skip
     head.start(command, environment)
-    wait_until(lambda: "Ray runtime started" in log.read_text(), 120, "the start of the head")
+    wait_until(lambda: "Ray runtime started" in log.read_text(), "the start of the head")
     near.join(head, environment)
     node = far.join(head, environment)
     for host in (near, far):
-        wait_until(lambda host=host: "Ray runtime started" in host.log.read_text(), 120, "the start of a node")
+        wait_until(lambda host=host: "Ray runtime started" in host.log.read_text(), "the start of a node")
     job = [sys.executable, str(REPOSITORY / "jobs/pretrain.py"), "--config", str(recipe)]
     driver = head.start(job, {**environment, "RAY_ADDRESS": f"{head.address}:{PORT}"})
 
@@ -138,7 +137,7 @@ def test_a_run_across_hosts_survives_the_loss_of_one_and_takes_it_back(hosts, tm
         return [near.trains(), far.trains()] == expected
 
     try:
-        wait_until(lambda: both_train([True, True]), 300, "training on both hosts")
+        wait_until(lambda: both_train([True, True]), "training on both hosts")
         wait_for_checkpoint(tmp_path, 6, driver, log)
         assert both_train([True, True])
         far.cut_off()
@@ -146,11 +145,11 @@ def test_a_run_across_hosts_survives_the_loss_of_one_and_takes_it_back(hosts, tm
         wait_for_checkpoint(tmp_path, cut_at + 18, driver, log)
         far.heal()
         # It learns that it was given up, and ends; whoever keeps it running starts it anew.
-        wait_until(lambda: node.poll() is not None, 180, "the end of the node that was given up")
+        wait_until(lambda: node.poll() is not None, "the end of the node that was given up")
         far.join(head, environment)
-        wait_until(lambda: both_train([True, True]), 300, "training on both hosts again")
+        wait_until(lambda: both_train([True, True]), "training on both hosts again")
         wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 12, driver, log)
-        assert driver.wait(600) == 0, log.read_text()[-5000:]
+        assert driver.wait(PATIENCE_S) == 0, log.read_text()[-5000:]
     finally:
         if driver.poll() is None:
             kill_tree(driver)

@@ -47,7 +47,7 @@ def test_reading_goes_on_where_it_was_lost(shard, gate):
     gate.shut()
 
     def open_again():
-        wait_until(lambda: gate.refused >= 8, 60, "the reader's tries")  # more than pyarrow makes by itself
+        wait_until(lambda: gate.refused >= 8, "the reader's tries")  # more than pyarrow makes by itself
         gate.open()
 
     opener = threading.Thread(target=open_again)

@@ -48,13 +48,14 @@ def test_no_file_of_it_is_a_pickle(tmp_path):
             (tmp_path / name).read_text(encoding="utf-8")
 
 
-def test_loading_needs_nothing_but_the_directory_and_no_ray(tmp_path):
+def test_loading_needs_nothing_but_the_directory_and_neither_ray_nor_torchs_compiler(tmp_path):
     save_tiny(str(tmp_path / "m"))
     code = (
         "import sys\n"
         "from orchestrator.inference import Embedder\n"
         f"print(Embedder({str(tmp_path / 'm')!r}).embed_texts(['a red circle']).shape)\n"
         "assert 'ray' not in sys.modules, 'Ray was imported'\n"
+        "assert 'torch._dynamo' not in sys.modules, 'the compiler, which takes seconds, was imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "torch.Size([1, 32])" in done.stdout, done.stderr

@@ -44,9 +44,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def job(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
+    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
 def write_people(path):
@@ -321,7 +319,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
             assert first.poll() is None, (tmp_path / "log").read_text()
             return result.exists() and list(features.rglob("b-cut*/test/*.parquet"))
 
-        wait_until(one_is_done, 120, "the first set's result")
+        wait_until(one_is_done, "the first set's result")
     finally:
         first.kill()
         first.wait()
@@ -329,7 +327,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in [result, *features.rglob("a-whole*/**/*")]}
     last.unlink()
     (tmp_path / "2.tar").rename(last)
-    again = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)
+    again = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr[-3000:]
     assert "a-whole: measured before" in again.stdout and "b-cut: zero-shot" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -88,9 +88,7 @@ def test_a_named_classifier_with_several_names_a_class(client, embedder, server)
 def settled(server, name: str) -> float:
     """A metric once it is the same in several exports, of which there is one a second."""
     seen: list[float] = []
-    wait_until(
-        lambda: seen.append(server.metric(name)) or (len(seen) > 15 and len(set(seen[-15:])) == 1), 60, "exports"
-    )
+    wait_until(lambda: seen.append(server.metric(name)) or (len(seen) > 15 and len(set(seen[-15:])) == 1), "exports")
     return seen[-1]
 
 

@@ -58,7 +58,7 @@ class Load:
     def wait_for(self, more: int) -> None:
         """Until that many more were answered."""
         target = len(self.answers) + more
-        wait_until(lambda: len(self.answers) >= target, 120, f"{more} more answers")
+        wait_until(lambda: len(self.answers) >= target, f"{more} more answers")
 
 
 def agree(answers: list[np.ndarray], *right: np.ndarray) -> bool:
@@ -71,7 +71,7 @@ def test_a_killed_replica_gives_no_wrong_answer(server, deployment):
         load.wait_for(20)
         (victim,) = server.replicas(deployment)
         victim.kill()
-        wait_until(lambda: [r for r in server.replicas(deployment) if r.pid != victim.pid], 60, "another replica")
+        wait_until(lambda: [r for r in server.replicas(deployment) if r.pid != victim.pid], "another replica")
         server.wait_until_running()
         load.wait_for(20)
     assert set(load.statuses) <= {200, 503}, load.statuses
@@ -89,7 +89,7 @@ def test_classifiers_are_there_after_a_restart(server):
             reply = httpx.get(f"{server.url}/v1/classifiers/kept", timeout=60)
             return reply.status_code == 200 and reply.json()["state"] == "ready"
 
-    wait_until(answered, 120, "the classifier after the restart")
+    wait_until(answered, "the classifier after the restart")
     reply = httpx.post(f"{server.url}/v1/classifiers/kept/classify", files={"image": PICTURE}, timeout=60)
     found = {one["label"]: one["score"] for one in reply.json()["results"][0]["scores"]}
     np.testing.assert_allclose([found[label] for label in LABELS], scores_of(PICTURE, server.args["model"]), atol=1e-4)
@@ -104,9 +104,7 @@ def test_a_model_is_replaced_without_a_failed_request(server):
         server.deploy(**{**before, "model": str(server.folder / "model-2")})
         server.wait_until_running()
         seen = len(load.answers)
-        wait_until(
-            lambda: agree(load.answers[seen:][-20:], new) and len(load.answers) > seen + 20, 120, "the new model"
-        )
+        wait_until(lambda: agree(load.answers[seen:][-20:], new) and len(load.answers) > seen + 20, "the new model")
     assert set(load.statuses) == {200}, load.statuses
     assert agree(load.answers, old, new)
     assert np.allclose(load.answers[-1], new, atol=1e-4)
@@ -120,7 +118,7 @@ def test_keys(server):
     before = dict(server.args)
     server.deploy(**before, keys={"a client": "CLIP_TEST_KEY"})
     try:
-        wait_until(lambda: httpx.get(f"{server.url}/v1/models", timeout=60).status_code == 401, 120, "the keys")
+        wait_until(lambda: httpx.get(f"{server.url}/v1/models", timeout=60).status_code == 401, "the keys")
         server.wait_until_running()
         url = f"{server.url}/v1/models"
         assert httpx.get(url).headers["www-authenticate"] == "Bearer"
@@ -132,7 +130,7 @@ def test_keys(server):
         assert not [file for file in logs if file.is_file() and right in file.read_text(errors="replace")]
     finally:
         server.deploy(**before)
-        wait_until(lambda: httpx.get(f"{server.url}/v1/models", timeout=60).status_code == 200, 120, "no keys")
+        wait_until(lambda: httpx.get(f"{server.url}/v1/models", timeout=60).status_code == 200, "no keys")
         server.wait_until_running()
 
 

@@ -25,11 +25,11 @@ def several(server):
     def served() -> list[str]:
         return [one["id"] for one in httpx.get(f"{server.url}/v1/models", timeout=60).json().get("data", [])]
 
-    wait_until(lambda: served() == list(models), 120, "two models")
+    wait_until(lambda: served() == list(models), "two models")
     server.wait_until_running()
     yield server
     server.deploy(**before)
-    wait_until(lambda: served() == ["default"], 120, "the one model")
+    wait_until(lambda: served() == ["default"], "the one model")
     server.wait_until_running()
 
 

@@ -51,7 +51,7 @@ def test_no_place_for_reading_beside_the_trainers(small_ray):
         return ray.available_resources().get("CPU", 0.0)
 
     trainers = [hold(0.8), hold(0.8)]
-    wait_until(lambda: free() < 0.5, 30, "the trainers' reservation")
+    wait_until(lambda: free() < 0.5, "the trainers' reservation")
     said = explain_waiting(config, workers=2)
     assert "a reading task needs 0.5 CPUs" in said and "more than 0.4 free" in said
     assert "2 trainers hold 1.6 of the cluster's 2 CPUs" in said
@@ -59,9 +59,9 @@ def test_no_place_for_reading_beside_the_trainers(small_ray):
     for trainer in trainers:
         ray.kill(trainer)
     # One trainer less and a reading task that runs: nothing is lacking.
-    wait_until(lambda: free() == 2.0, 30, "the end of the trainers")
+    wait_until(lambda: free() == 2.0, "the end of the trainers")
     holders = [hold(1.4), hold(0.5)]
-    wait_until(lambda: free() < 0.2, 30, "the reading task's reservation")
+    wait_until(lambda: free() < 0.2, "the reading task's reservation")
     assert explain_waiting(config_of(1, 1.4, 0.5), workers=1) == ""
     for holder in holders:
         ray.kill(holder)
@@ -76,7 +76,7 @@ def test_it_is_said_once_the_run_has_not_moved_for_a_while(small_ray, capsys):
 
     with ProgressDisplay(board, explain, patience_s=0.0):
         ray.get([board.begin.remote(0), board.placed.remote(3)])
-        wait_until(lambda: 3 in asked, 60, "the question what is lacking")
+        wait_until(lambda: 3 in asked, "the question what is lacking")
         board.say.remote("a message")
         record = {"step": 4, "total_steps": 9, "epoch": 0.1, "loss": 1.0, "logit_scale": 14.3, "samples_per_s": 10.0,
                   "workers": 3, "data_wait": 0.5, "eta_s": 7261.0}  # fmt: skip

@@ -44,7 +44,7 @@ def test_messages_of_a_run_and_what_it_waits_for_are_shown_with_its_name():
             display.on_step_end(0, [])
             return out.getvalue().splitlines() if out.getvalue().count("\n") == 2 else []
 
-        lines = wait_until(shown, 30, "the trial's lines")
+        lines = wait_until(shown, "the trial's lines")
     assert lines == ["003-0: going back to the last checkpoint: a loss of nan", "003-0: waiting for a place"]
 
 

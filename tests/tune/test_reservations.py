@@ -81,10 +81,10 @@ def test_what_a_stopped_trial_reserved_is_free_and_nothing_else(small_ray):
             look.on_step_end(0, [])
             return states()[of_stopped] == "REMOVED"
 
-        wait_until(looked, 30, "the removal")
+        wait_until(looked, "the removal")
         assert free_reservations() == []
         assert [states()[one] for one in (of_running, own.id.hex(), of_other)] == ["CREATED"] * 3
-        wait_until(lambda: ray.available_resources().get("CPU", 0) == 1, 30, "the return of its CPU")
+        wait_until(lambda: ray.available_resources().get("CPU", 0) == 1, "the return of its CPU")
     finally:
         others.kill()
         others.wait()
