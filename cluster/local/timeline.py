@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import textwrap
 import threading
 import time
@@ -28,7 +29,7 @@ class Timeline:
     Parameters
     ----------
     cluster : to look at
-    points : (seconds since the epoch, nodes, training processes)
+    points : (seconds since the epoch, nodes that run Ray, training processes)
     events : (seconds since the epoch, what happened)
     """
 
@@ -49,8 +50,7 @@ class Timeline:
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
             processes = self.cluster.processes()
-            nodes = sum(starts(process) == "worker" for process in processes)
-            self.points.append((time.time(), nodes, len(trainers(processes))))
+            self.points.append((time.time(), sum(map(_is_a_nodes_raylet, processes)), len(trainers(processes))))
 
     def happened(self, what: str) -> None:
         """Note an event, and say it."""
@@ -96,7 +96,9 @@ class Timeline:
         above.yaxis.get_major_locator().set_params(integer=True)
         above.legend(loc="upper left", bbox_to_anchor=(0, 1.22), frameon=False, ncols=2)
         speeds = [(at - start, speed) for at, speed in _speeds(run_uri)]
-        below.plot(*zip(*speeds, strict=True), ".-", color=drawing.PALETTE[2], markersize=4)
+        # No line through the time in which nothing trained.
+        still = [(moment - start, math.nan) for moment, _, processes in self.points if not processes]
+        below.plot(*zip(*sorted(speeds + still), strict=True), ".-", color=drawing.PALETTE[2], markersize=4)
         below.set_ylim(bottom=0)
         below.set_ylabel("images/s")
         below.set_xlabel("seconds")
@@ -118,6 +120,15 @@ class Timeline:
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=drawing.DPI)
         return out.getvalue()
+
+
+def _is_a_nodes_raylet(process: psutil.Process) -> bool:
+    """Whether it is a worker node's raylet: the node's first process starts it some seconds after itself."""
+    try:
+        parent = process.parent() if process.name() == "raylet" else None
+    except psutil.Error:
+        return False
+    return parent is not None and starts(parent) == "worker"
 
 
 def trainers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:

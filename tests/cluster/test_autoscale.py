@@ -54,6 +54,9 @@ def test_a_run_grows_over_nodes_survives_one_is_stopped_goes_on_and_leaves_an_em
         job = Job(cluster, options)
         lose_a_node(timeline, job, PATIENCE_S)
         assert max(nodes for _, nodes, _ in timeline.points) == 3
+        moments = {what: moment for moment, what in timeline.events}
+        killed, replaced = moments["a node is killed"], moments["trains on 3 nodes again"]
+        assert min(nodes for moment, nodes, _ in timeline.points if killed < moment < replaced) == 2
         asked = {name for name in names_of_rows(*ROWS) if not name.startswith("ray_serve_")}
         wait_until_exposed(asked - ABSENT, cluster.targets)
 
