@@ -19,10 +19,10 @@ from orchestrator.data.images import ImageTransform
 from orchestrator.inference import Embedder
 from orchestrator.model.clip import CLIP
 from orchestrator.objectives import cached_backward, info_nce, sigmoid_loss
-from orchestrator.train.checkpoint import restore_tensors, snapshot_tensors
 from orchestrator.train.optim import make_optimizer
 from orchestrator.train.parallel import share_gradients
 from orchestrator.train.step import Step, page_locked
+from orchestrator.train.tensors import restore_tensors, snapshot_tensors
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU

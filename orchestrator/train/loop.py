@@ -33,7 +33,7 @@ from orchestrator.inference.model_directory import save_model
 from orchestrator.model.clip import CLIP
 from orchestrator.model.compiler import missing_for_compile
 from orchestrator.model.tokenizer import Tokenizer
-from orchestrator.train.checkpoint import CheckpointStore, Snapshot, TrainState, restore_tensors, snapshot_tensors
+from orchestrator.train.checkpoint import CheckpointStore, Snapshot, TrainState
 from orchestrator.train.checkpoint_writer import CheckpointWriter
 from orchestrator.train.meter import Meter
 from orchestrator.train.metrics import MetricsWriter
@@ -44,6 +44,7 @@ from orchestrator.train.resolution import Resolutions
 from orchestrator.train.start import load_start
 from orchestrator.train.step import Outcome, Step, page_locked
 from orchestrator.train.supply import Supply
+from orchestrator.train.tensors import restore_tensors, snapshot_tensors
 from orchestrator.train.trackers import make_trackers
 
 

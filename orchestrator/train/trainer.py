@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import ray
-import ray.data
 import ray.train
 import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,7 +21,7 @@ from orchestrator.cli import to_yaml
 from orchestrator.config import Config
 from orchestrator.data.ledger import Ledger
 from orchestrator.data.manifest import Manifest, Shard, inspect_shard
-from orchestrator.data.pipeline import image_transform, make_dataset
+from orchestrator.data.pipeline import image_transform
 from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
 from orchestrator.model.tokenizer import Tokenizer
@@ -32,6 +31,7 @@ from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
 from orchestrator.train.network import NodeInterface
 from orchestrator.train.progress import ProgressDisplay, RunBoard
+from orchestrator.train.reading import data_config, remaining_data
 from orchestrator.train.resolution import Resolutions
 from orchestrator.train.run import RunDirectory
 from orchestrator.train.start import check_start
@@ -127,7 +127,9 @@ def pretrain(
         rejects=rejects,
         card=model_card(config, manifest),
     )
-    trainer = _trainer(config, run, job, partial(_remaining_data, job, run))
+    trainer = _trainer(
+        config, run, job, partial(remaining_data, config, manifest, tokenizer, run.checkpoints, board, rejects)
+    )
     with _gone_at_the_end(board), display(board, partial(explain_waiting, config)), ends_with_a_checkpoint(board):
         try:
             result = trainer.fit()
@@ -156,49 +158,6 @@ def total_steps(samples: int, config: Config) -> int:
     full, rest = divmod(samples * config.train.epochs, config.train.global_batch)
     steps = full + (rest > 0 and full > 0)
     return min(steps, config.train.max_steps) if config.train.max_steps else steps
-
-
-def _remaining_data(job: Job, run: RunDirectory) -> ray.data.Dataset:
-    """Called anew each time that a group of workers starts: what is left after the checkpoint that they go on from."""
-    config, manifest = job.config, job.manifest
-    step, trained = storage.patiently(partial(_trained_before, job, run), config.run.storage_patience_s)
-    rejected = ray.get(job.rejects.ledger.remote()).places
-    ray.get(job.board.begin.remote(step))
-    dataset = make_dataset(manifest, config, job.tokenizer, job.rejects, trained, rejected)
-    dataset.context.enable_progress_bars = False  # The run has a progress line of its own.
-    return dataset
-
-
-def _trained_before(job: Job, run: RunDirectory) -> tuple[int, Ledger]:
-    """The newest checkpoint's step and what was trained on up to it."""
-    store = run.checkpoints
-    step = store.newest().step
-    sizes = [shard.samples for shard in job.manifest.shards]
-    return step, Ledger.from_bytes(store.ledger(step), sizes) if step else job.manifest.ledger()
-
-
-class _UnequalSplit(ray.train.DataConfig):
-    """Streams that together hold every sample; Ray's own drops some at the end to make them equally long."""
-
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **options):  # type: ignore[no-untyped-def]
-        output: list[dict] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            dataset = dataset.copy(dataset)
-            dataset.context.execution_options = self._resolve_execution_options(name)
-            splits = dataset.streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
-            for worker, split in zip(output, splits, strict=True):
-                worker[name] = split
-        return output
-
-
-def _data_config(config: Config) -> ray.train.DataConfig:
-    options = ray.train.DataConfig.default_ingest_options()
-    options.preserve_order = config.train.deterministic
-    # For all of a dataset's tasks, and for the nodes that Ray Data asks an autoscaler for.
-    options.label_selector = config.placement.data or None
-    if config.train.deterministic:
-        return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
-    return _UnequalSplit(execution_options=options)
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
@@ -234,7 +193,7 @@ def _trainer(config: Config, run: RunDirectory, job: Job, dataset) -> ray.train.
         train_loop_config={"job": job},
         torch_config=NodeInterface(),
         datasets={"train": dataset},
-        dataset_config=_data_config(config),
+        dataset_config=data_config(config),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(fewest, most) if fewest < most else most,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=train.resize_every_s,  # type: ignore[call-arg]

@@ -19,11 +19,10 @@ from orchestrator.train.checkpoint import (
     CheckpointStore,
     Snapshot,
     TrainState,
-    restore_tensors,
-    snapshot_tensors,
 )
 from orchestrator.train.checkpoint_writer import CheckpointWriter
 from orchestrator.train.optim import make_optimizer
+from orchestrator.train.tensors import restore_tensors, snapshot_tensors
 
 
 def train(model, optimizer, seed: int) -> None:

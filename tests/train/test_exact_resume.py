@@ -75,7 +75,7 @@ def write_slow_recipe(root: Path, **train) -> Path:
     """A model so slow that the run lasts until the cluster has changed; of three CPUs a trainer takes two."""
     recipe = write_recipe(root, cpus_per_worker=2.0, resize_every_s=2.0, **train)
     fields = yaml.safe_load(recipe.read_text())
-    fields["model"]["image_size"] = 96
+    fields["model"]["image_size"] = 64
     fields["model"]["vision"] = {"kind": "vit", "layers": [4], "width": 192, "patch_size": 8, "heads": 3}
     recipe.write_text(yaml.safe_dump(fields))
     return recipe

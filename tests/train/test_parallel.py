@@ -13,10 +13,10 @@ from orchestrator.config import Config
 from orchestrator.data.batch import count, take
 from orchestrator.data.images import ImageTransform
 from orchestrator.model.clip import CLIP
-from orchestrator.train.checkpoint import restore_tensors, snapshot_tensors
 from orchestrator.train.optim import make_optimizer
 from orchestrator.train.parallel import share_gradients
 from orchestrator.train.step import Step
+from orchestrator.train.tensors import restore_tensors, snapshot_tensors
 
 PAIRS, STEPS = 12, 3
 
