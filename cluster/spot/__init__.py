@@ -6,22 +6,23 @@ rank, and no other type is tried while it has not reached its max_workers.
 
 from __future__ import annotations
 
+import abc
 import logging
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 
-class SpotFirst:
+class SpotFirst(abc.ABC):
     """Mixed into one of Ray's node providers: starts nodes one by one, so that each is either there or refused."""
 
+    @abc.abstractmethod
     def on_demand(self, node_config: dict[str, Any]) -> dict[str, Any] | None:
         """The same node on demand; None: it is no spot node."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def is_full(self, error: Exception) -> bool:
         """Whether a launch failed because no spot node is to be had; the same node on demand may be."""
-        raise NotImplementedError
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         """Start nodes.
