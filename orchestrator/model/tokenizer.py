@@ -72,11 +72,14 @@ class Tokenizer:
         if vocab_size < 514:
             raise ValueError(f"vocab_size is {vocab_size}; at least 514 are needed: 2 x 256 byte symbols, 2 specials")
         learner = _backend([])
+        # Pairs that are as frequent as each other are merged in the order of their symbols' ids. To symbols that end a
+        # word the library gives ids as it meets them, in an order that changes from run to run, unless they have one.
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 2,
             min_frequency=2,
             show_progress=False,
             initial_alphabet=byte_symbols(),
+            special_tokens=[symbol + END for symbol in byte_symbols()],
             end_of_word_suffix=END,
         )
         learner.train_from_iterator(map(clean, texts), trainer)

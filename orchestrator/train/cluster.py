@@ -16,6 +16,16 @@ from orchestrator.placement import admits
 # Logical CPUs of the process that starts a trial of a study and then waits for it.
 TRIAL_CPUS = 0.01
 
+# Of processes that compute on CPUs.
+CPU_ENVIRONMENT = {
+    # torch's threads share the cores with reading tasks: one that spins while it waits for another that was displaced
+    # takes the core that the other needs.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # A step frees what the next one allocates again; glibc would give it back to the kernel in between.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+
 
 def connect(config: Config, study: bool = False) -> str:
     """Join the cluster that the job was submitted to or RAY_ADDRESS names; with none, start Ray on this machine.

@@ -25,7 +25,7 @@ from orchestrator.data.pipeline import image_transform
 from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
 from orchestrator.model.tokenizer import Tokenizer
-from orchestrator.train.cluster import uses_gpu
+from orchestrator.train.cluster import CPU_ENVIRONMENT, uses_gpu
 from orchestrator.train.elastic import OnTheirNodes
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
@@ -44,15 +44,6 @@ VOCABULARY_CAPTIONS = 2_000_000
 
 # Seconds that the first look at the data waits for a shard before it says what may be lacking.
 PATIENCE_S = 30.0
-
-CPU_ENVIRONMENT = {
-    # torch's threads share the cores with reading tasks: one that spins while it waits for another that was displaced
-    # takes the core that the other needs.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # A step frees what the next one allocates again; glibc would give it back to the kernel in between.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
 
 
 class TrainingStopped(RuntimeError):

@@ -82,3 +82,33 @@ def by_setting(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
     for trial in sorted(trials, key=lambda trial: trial.name):
         groups.setdefault(setting_key(trial.setting), []).append(trial)
     return groups
+
+
+def without_twins(
+    groups: Sequence[list[Trial]],
+) -> tuple[list[list[Trial]], list[tuple[list[Trial], list[Trial]]]]:
+    """Leave out settings whose runs are an earlier setting's to the last bit: what they differ in had no effect.
+
+    Parameters
+    ----------
+    groups : of ended trials, one a setting
+
+    Returns
+    -------
+    the others, and what was left out, each with the setting that it equals
+    """
+    kept: list[list[Trial]] = []
+    twins: list[tuple[list[Trial], list[Trial]]] = []
+    for group in groups:
+        runs = _runs(group)
+        twin = next((other for other in kept if all(_runs(other).get(seed) == run for seed, run in runs.items())), None)
+        if twin is None:
+            kept.append(group)
+        else:
+            twins.append((group, twin))
+    return kept, twins
+
+
+def _runs(group: Sequence[Trial]) -> dict[int, tuple[float, float]]:
+    """What came of each seed."""
+    return {trial.seed: (trial.accuracy, trial.loss) for trial in group}

@@ -25,7 +25,8 @@ class SettingsThenSeeds(Searcher):
     """Proposes {setting, name, seed}.
 
     When all settings were tried, the next trial is another seed of the one that has the fewest among each group's best
-    `contenders` and its reference: their order is what the study is about, and noise may have made it.
+    `contenders` and its reference: their order is what the study is about, and noise may have made it. A setting whose
+    first run was to the last bit that of a better one or of an earlier one (a bound that was never met) gets none.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class SettingsThenSeeds(Searcher):
     ValueError : fewer trials than settings, or no setting
     """
 
-    kept: tuple[str, ...] = ("_settings", "_place", "_seeds", "_scores", "_ended")
+    kept: tuple[str, ...] = ("_settings", "_place", "_seeds", "_scores", "_losses", "_ended")
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class SettingsThenSeeds(Searcher):
         self._place: dict[str, int] = {}  # of the setting that a trial has, by Tune's name for the trial
         self._seeds = [0] * len(settings)
         self._scores: list[list[float]] = [[] for _ in settings]
+        self._losses: list[list[float]] = [[] for _ in settings]
         self._ended: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -89,11 +91,20 @@ class SettingsThenSeeds(Searcher):
         groups: dict[Hashable, list[int]] = {}
         for place, setting in enumerate(self._settings):
             groups.setdefault(self._group(setting), []).append(place)
-        contenders: list[int] = []
+        ranked: list[tuple[int, int]] = []
         for places in groups.values():
-            best = sorted(places, key=self._rank)[: self._contenders]
-            contenders += [*best, *(place for place in places[:1] if place not in best)]
-        return min(contenders, key=lambda place: self._seeds[place])
+            best: list[int] = []
+            for place in sorted(places, key=self._rank):
+                if len(best) < self._contenders and not any(self._same(place, other) for other in best):
+                    best.append(place)
+            best += [place for place in places[:1] if place not in best]
+            ranked += enumerate(best)
+        # The best of every group come before any second.
+        return min((place for _, place in sorted(ranked)), key=lambda place: self._seeds[place])
+
+    def _same(self, place: int, other: int) -> bool:
+        one, two = ([*self._scores[at][:1], *self._losses[at][:1]] for at in (place, other))
+        return one == two and not any(map(math.isnan, one))
 
     def _rank(self, place: int) -> float:
         """The best first; what failed, last."""
@@ -102,11 +113,12 @@ class SettingsThenSeeds(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._ended.add(trial_id)
-        score = math.nan
+        score = loss = math.nan
         if result and not error and result.get("finished"):
             accuracy, loss = result.get("accuracy", math.nan), result.get("loss", math.nan)
             score = -loss if math.isnan(accuracy) else accuracy
         self._scores[self._place[trial_id]].append(score)
+        self._losses[self._place[trial_id]].append(loss)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(pickle.dumps({key: vars(self)[key] for key in self.kept}))
@@ -177,6 +189,7 @@ class OptunaThenSeeds(SettingsThenSeeds):
             self._settings.append(setting)
             self._seeds.append(0)
             self._scores.append([])
+            self._losses.append([])
             return len(keys)
         return keys.index(setting_key(setting))
 

@@ -13,7 +13,7 @@ from ray import tune
 
 from orchestrator.config import Config, ConfigError, ModelConfig
 from orchestrator.tune import plots
-from orchestrator.tune.comparison import by_setting, margin, mean, score, spread
+from orchestrator.tune.comparison import by_setting, margin, mean, score, spread, without_twins
 from orchestrator.tune.recipe import recipe
 from orchestrator.tune.report import Answer
 from orchestrator.tune.space import Point, Space, between
@@ -63,13 +63,15 @@ class Temperature:
 
     def references(self) -> list[Point]:
         model = self._base.model
-        return [self._settings[0] | ({BIAS: model.init_logit_bias} if model.objective == "sigmoid" else {})]
+        bias = {BIAS: model.init_logit_bias} if model.objective == "sigmoid" else {}
+        return [setting | bias for setting in self._settings[:2]]
 
     def setting(self, point: Point) -> dict[str, Any]:
         return dict(point)
 
     def group(self, setting: Mapping[str, Any]) -> Hashable:
-        return None
+        # The study holds the best that is learned against the best that is fixed: both get seeds.
+        return setting[LEARNED]
 
     def answer(self, trials: Sequence[Trial]) -> Answer:
         return answer(trials, self._base)
@@ -123,9 +125,10 @@ def answer(trials: Sequence[Trial], base: Config) -> Answer:
     base : the configuration that the winner's recipe changes
     """
     done = [trial for trial in trials if trial.state == "done" and not math.isnan(score(trial))]
-    groups = list(by_setting(done).values())
-    if not groups:
+    every = list(by_setting(done).values())
+    if not every:
         return Answer("Temperature", ["No trial has ended yet: there is nothing to say."], None, {})
+    groups, twins = without_twins(every)
     order = sorted(groups, key=mean, reverse=True)
     best, default = order[0], groups[0]
     sentences = [f"Best: {_words(best[0])}, {spread(best)}."]
@@ -140,11 +143,16 @@ def answer(trials: Sequence[Trial], base: Config) -> Answer:
     kinds = {kind: [g for g in order if g[0].setting.get(LEARNED) is kind] for kind in (True, False)}
     if kinds[True] and kinds[False]:
         sentences.append(f"Learning the temperature against fixing it: {margin(kinds[True][0], kinds[False][0])}.")
+    sentences += [
+        f"The same runs, to the last bit: {_words(twin[0])}, and {_words(group[0])}. What they differ in had no effect."
+        for twin, group in twins
+    ]
     failed = sum(trial.state == "failed" for trial in trials)
     if failed:
         sentences.append(f"{failed} of {len(trials)} trials failed; the table says why.")
     won = recipe(base, best[0].setting, "temperature")
-    return Answer("Temperature", sentences, won, {"Settings": [_row(group) for group in order]})
+    rows = [_row(group) for group in sorted(every, key=mean, reverse=True)]
+    return Answer("Temperature", sentences, won, {"Settings": rows})
 
 
 def _words(trial: Trial) -> str:

@@ -5,6 +5,8 @@ import html
 import itertools
 import json
 import pickle
+import random
+import string
 from pathlib import Path
 
 import ftfy
@@ -170,6 +172,14 @@ def test_trained_vocabulary_layout(trained):
     assert trained.encode("a red cat") == Tokenizer.train(CAPTIONS, 560).encode("a red cat")
     assert Tokenizer.train(CAPTIONS, 514).vocab_size == 514
     assert Tokenizer.train([], 600).vocab_size == 514
+
+
+def test_the_same_captions_train_the_same_vocabulary():
+    """Of many pairs as frequent as each other the library itself would take now this one first, now that."""
+    letters = random.Random(0)
+    words = ["".join(letters.choices(string.ascii_lowercase, k=2 + number % 6)) for number in range(400)]
+    captions = [" ".join(letters.choices(words, k=6)) for _ in range(1500)]
+    assert len({Tokenizer.train(captions, 900)._made_backend().to_str() for _ in range(6)}) == 1
 
 
 def test_decode(released):

@@ -15,7 +15,7 @@ SETTINGS = [{"x": number} for number in range(4)]
 
 
 def end(search: SettingsThenSeeds, trial: str, accuracy: float, **rest) -> None:
-    search.on_trial_complete(trial, {"accuracy": accuracy, "loss": 1.0, "finished": True, **rest})
+    search.on_trial_complete(trial, {"accuracy": accuracy, "loss": 1.0, "finished": True} | rest)
 
 
 def test_every_setting_once_then_seeds_of_the_best_and_the_reference():
@@ -64,6 +64,23 @@ def test_groups_have_contenders_of_their_own():
         end(search, f"t{number}", accuracy)
     more = [search.suggest(f"t{number}")["setting"]["x"] for number in range(4, 8)]
     assert sorted(more) == [0, 1, 1, 2]  # the best of each group, and its reference; never 3
+
+
+def test_every_groups_best_comes_before_a_second():
+    search = SettingsThenSeeds(SETTINGS, trials=6, group=lambda setting: setting["x"] // 2)
+    for number, accuracy in enumerate((0.8, 0.9, 0.2, 0.1)):
+        search.suggest(f"t{number}")
+        end(search, f"t{number}", accuracy)
+    assert [search.suggest(f"t{number}")["setting"]["x"] for number in range(4, 6)] == [1, 2]
+
+
+def test_a_setting_without_effect_gets_no_seeds():
+    """The second's run is the reference's; the third only scores as much."""
+    search = SettingsThenSeeds(SETTINGS, trials=8)
+    for number, (accuracy, loss) in enumerate(((0.5, 2.0), (0.5, 2.0), (0.5, 1.9), (0.1, 3.0))):
+        search.suggest(f"t{number}")
+        end(search, f"t{number}", accuracy, loss=loss)
+    assert [search.suggest(f"t{number}")["setting"]["x"] for number in range(4, 8)] == [0, 2, 0, 2]
 
 
 def test_it_goes_on_from_what_was_saved(tmp_path):

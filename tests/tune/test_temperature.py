@@ -1,5 +1,6 @@
 """What a temperature study tries, and what it says."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from orchestrator import cli
 from orchestrator.config import Config, ConfigError, ModelConfig
 from orchestrator.tune import temperature
 from orchestrator.tune.comparison import margin
-from orchestrator.tune.temperature import CLAMP, INITIAL, LEARNED
+from orchestrator.tune.temperature import CLAMP, INITIAL, LEARNED, Temperature
 from orchestrator.tune.trial import Trial
 
 
@@ -64,6 +65,24 @@ def test_the_recipe_is_the_winner(tmp_path):
     assert config.model.init_temperature == 0.02 and config.optim.learn_temperature
     assert (config.run.name, config.train.epochs) == ("mine-temperature", 3)
     assert base.model.init_temperature == 0.07
+
+
+def test_a_setting_that_changed_nothing_is_no_winner():
+    """Its only seed is the lucky one of the default's three."""
+    default = [trial(0.07, True, seed, 0.40 - seed / 10) for seed in range(3)]
+    twin = Trial("005-0", {**default[0].setting, CLAMP: 1000.0}, 0, "done", loss=2.0, accuracy=0.40)
+    said = temperature.answer([twin, *default], Config())
+    assert "at most 100," in said.sentences[0] and "That is the default" in said.sentences[1]
+    assert any("at most 1000" in one and "had no effect" in one for one in said.sentences)
+    assert len(said.tables["Settings"]) == 2
+    other = dataclasses.replace(twin, loss=1.9)
+    assert "at most 1000" in temperature.answer([other, *default], Config()).sentences[0]
+
+
+def test_learned_and_fixed_settings_both_get_seeds():
+    study = Temperature(Config(), 12)
+    assert [study.group(one) for one in study.settings()[:2]] == [True, False]
+    assert study.references() == study.settings()[:2]
 
 
 def test_the_margin_is_welchs():
