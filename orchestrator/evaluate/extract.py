@@ -341,6 +341,8 @@ def _answers(
     # A block is passed on as the reader made it, rather than joined with others to Ray's 128 MB.
     dataset.context.target_max_block_size = BLOCK_BYTES * 3 // 4
     dataset.context.enable_progress_bars = False
+    # It would advise, every half minute, to reserve memory for each actor: an option that this job does not have.
+    dataset.context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         for split, shard, first, count, about in zip(*(batch[name] for name in _ANSWER), strict=True):
             yield int(split), int(shard), int(first), int(count), json.loads(about)

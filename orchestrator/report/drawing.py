@@ -92,7 +92,9 @@ def scale(axis: Axis, values: Sequence[float], logarithmic: bool = False) -> Non
         span = max(values) / min(values)
         # Powers of ten alone leave a narrow axis without a single number.
         between = (1.0, 2.0, 5.0) if span < 1000 else (1.0,)
-        axis.set_major_locator(ticker.AutoLocator() if span < LOG_FROM else ticker.LogLocator(subs=between))
+        # Round numbers are closest to each other at an axis' end: more of them would touch there.
+        few = ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+        axis.set_major_locator(few if span < LOG_FROM else ticker.LogLocator(subs=between))
         axis.set_minor_formatter(ticker.NullFormatter())
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value)))
 
