@@ -123,16 +123,15 @@ class Job:
     Parameters
     ----------
     cluster : that it runs on
-    options : of the script
-    script : jobs/pretrain.py, or another job
+    options : of jobs/pretrain.py
 
     Raises
     ------
     ClusterError : it was not taken
     """
 
-    def __init__(self, cluster: LocalCluster, options: Sequence[str], script: str = "jobs/pretrain.py"):
-        entrypoint = [sys.executable, script, *options]
+    def __init__(self, cluster: LocalCluster, options: Sequence[str]):
+        entrypoint = [sys.executable, "jobs/pretrain.py", *options]
         commit = submission.commit()
         command = [
             str(Path(sys.executable).with_name("ray")), "job", "submit", "--no-wait", "--working-dir", str(ROOT),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 
-import pandas
 import pytest
 import yaml
 from PIL import Image
@@ -90,22 +88,3 @@ def test_a_run_grows_over_nodes_survives_one_is_stopped_goes_on_and_leaves_an_em
     assert {int(row["nodes"]) for row in rows} >= {0, 3} and max(float(row["images_per_s"]) for row in rows) > 0
     with Image.open(tmp_path / "drawn/timeline.png") as picture:
         assert min(picture.size) > 300
-
-
-def test_a_study_asks_for_nodes_for_its_trials(cluster, tmp_path):
-    """Nobody but the trials asks for any; one that waits for a node does not keep another from training."""
-    [_, recipe] = options_of(tmp_path)
-    asked = ["--study", "options", "--base", recipe, "--vary", "optim.lr=1e-3,2e-3", "--trials", "3", "--name", "rates"]
-    asked += ["--train.num_workers", "1", "--train.cpus_per_worker", "1.5", "--train.max_steps", "300"]
-    with Timeline(cluster) as timeline:
-        see_the_end(timeline, job := Job(cluster, asked, "jobs/tune.py"), PATIENCE_S)
-    assert 2 <= max(nodes for _, nodes, _ in timeline.points) <= 3
-    assert timeline.points[-1][1] == 0
-    study = tmp_path / "data/runs/rates"
-    table = pandas.read_parquet(study / "report/trials.parquet")
-    assert list(table["state"]) == ["done"] * 3 and set(table["step"]) == {300}, job.log()[-4000:]
-    times = []
-    for name in table["name"]:
-        lines = (study / "trials" / name / "metrics.jsonl").read_text().splitlines()
-        times.append([json.loads(line)["time"] for line in lines])
-    assert any(one[0] < other[-1] and other[0] < one[-1] for one, other in itertools.combinations(times, 2))
