@@ -37,7 +37,8 @@ from typing import Any
 GOAL = 1.0
 BATCH = 64
 SHARDS = 32
-SHARE = {"small": 1, "vit-b-32": 4}
+# Of the shards a model takes one in so many.
+ONE_IN = {"small": 1, "vit-b-32": 4}
 SIDES = {"ours": "this project, on Ray Data", "dataloader": "DataLoader and a loop"}
 MODELS = {"small": "small tower (4 layers of 128, 64 px)", "vit-b-32": "ViT-B-32's tower (12 layers of 768, 224 px)"}
 
@@ -174,7 +175,7 @@ def main() -> None:
                     command = [sys.executable, __file__, "--cores", str(arguments.cores), "--side", side]
                     done = subprocess.run(
                         [*command, f"{scratch}/{name}", f"{scratch}/features-{name}-{repeat}"],
-                        input=" ".join(shards[: SHARDS // SHARE[name]]), stdout=subprocess.PIPE, text=True, check=True,
+                        input=" ".join(shards[: SHARDS // ONE_IN[name]]), stdout=subprocess.PIPE, text=True, check=True,
                     )  # fmt: skip
                     runs[name, side].append(json.loads(done.stdout.splitlines()[-1]))
                     print(f"{name}, {side}: {runs[name, side][-1]['images_per_s']:.0f} images/s", flush=True)

@@ -29,9 +29,9 @@ from orchestrator.train.cluster import CPU_ENVIRONMENT, total
 
 # Rows of a part, at most.
 PART_SAMPLES = 1024
-# Without GPUs, reading tasks and actors want the same cores, and the model decides which of them has more to do. Of C
-# CPUs, C tasks and C / 2 actors of two threads reserve one between them all: either could use every core, the system
-# shares them out, and a task that is far ahead waits.
+# CPUs that a reading task and an actor reserve where there is no GPU, and an actor's threads. Both want the same cores,
+# and the model decides which of them has more to do: C CPUs have room for C tasks and for C / 2 actors of two threads,
+# so that either may use every core; the system shares them out, and a task that is far ahead waits.
 READER_CPUS, ACTOR_CPUS, ACTOR_THREADS = 0.75, 0.5, 2
 # Sets named in a line of progress.
 UNDER_WAY_SHOWN = 3
@@ -310,7 +310,7 @@ def _answers(
     if not rows:
         return
     gpus, cpus = int(total("GPU", placement.train)), total("CPU", placement.train) or 1
-    share = min(1.0, cpus / 2)
+    share = min(1.0, cpus / 2)  # On one CPU there has to be room for a task and an actor, too.
     read_cpus = share if gpus else READER_CPUS * share
     reader = ray.put(ReadShard(splits, transform))
 

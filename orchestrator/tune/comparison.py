@@ -111,4 +111,14 @@ def without_twins(
 
 def _runs(group: Sequence[Trial]) -> dict[int, tuple[float, float]]:
     """What came of each seed."""
-    return {trial.seed: (trial.accuracy, trial.loss) for trial in group}
+    return {trial.seed: (score(trial), trial.loss) for trial in group}
+
+
+def twin_sentences(
+    twins: Sequence[tuple[Sequence[Trial], Sequence[Trial]]], words: Callable[[Trial], str]
+) -> list[str]:
+    """What `without_twins` left out, in words for the settings of trials."""
+    return [
+        f"The same runs, to the last bit: {words(twin[0])}, and {words(group[0])}. What they differ in had no effect."
+        for twin, group in twins
+    ]

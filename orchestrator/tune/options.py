@@ -21,6 +21,8 @@ from orchestrator.tune.comparison import (
     score,
     setting_key,
     spread,
+    twin_sentences,
+    without_twins,
 )
 from orchestrator.tune.recipe import own, recipe
 from orchestrator.tune.report import Answer
@@ -68,11 +70,12 @@ class Options:
 
     def answer(self, trials: Sequence[Trial]) -> Answer:
         done = [trial for trial in trials if trial.state == "done" and not math.isnan(score(trial))]
-        groups = by_setting(done)
-        if not groups:
+        every = by_setting(done)
+        if not every:
             return Answer("Options", ["No trial has ended yet: there is nothing to say."], None, {})
-        order = sorted(groups.values(), key=mean, reverse=True)
-        best, base = order[0], groups.get(setting_key(self._own))
+        groups, twins = without_twins(list(every.values()))
+        order = sorted(groups, key=mean, reverse=True)
+        best, base = order[0], every.get(setting_key(self._own))
         sentences = [f"Best: {label(best[0])}, {spread(best)}."]
         if base is best:
             sentences.append("That is the base configuration's own setting; nothing that was tried is better.")
@@ -82,12 +85,13 @@ class Options:
         else:
             sentences.append("The base configuration's own setting has not ended: there is nothing to hold it against.")
         sentences.append(front_sentence(order, label))
+        sentences += twin_sentences(twins, label)
         sentences.append("recipe.yaml is the best setting's run, for jobs/pretrain.py --config.")
         failed = sum(trial.state == "failed" for trial in trials)
         if failed:
             sentences.append(f"{failed} of {len(trials)} trials failed; the table says why.")
         front = pareto_front(order)
-        rows = [self._row(group, group in front) for group in order]
+        rows = [self._row(group, group in front) for group in sorted(every.values(), key=mean, reverse=True)]
         return Answer("Options", sentences, recipe(self._base, best[0].setting, "options"), {"Settings": rows})
 
     def _row(self, group: Sequence[Trial], on_front: bool) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class SettingsThenSeeds(Searcher):
     ValueError : fewer trials than settings, or no setting
     """
 
-    kept: tuple[str, ...] = ("_settings", "_place", "_seeds", "_scores", "_losses", "_ended")
+    kept: tuple[str, ...] = ("_settings", "_place", "_seeds", "_outcomes", "_ended")
 
     def __init__(
         self,
@@ -62,8 +62,7 @@ class SettingsThenSeeds(Searcher):
         self._settings = [dict(setting) for setting in settings]
         self._place: dict[str, int] = {}  # of the setting that a trial has, by Tune's name for the trial
         self._seeds = [0] * len(settings)
-        self._scores: list[list[float]] = [[] for _ in settings]
-        self._losses: list[list[float]] = [[] for _ in settings]
+        self._outcomes: list[list[tuple[float, float]]] = [[] for _ in settings]  # (score, loss) of each seed
         self._ended: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -71,7 +70,7 @@ class SettingsThenSeeds(Searcher):
             return Searcher.FINISHED
         if len(self._place) < self._own:
             place = self._propose(trial_id)
-        elif any(not seeds for seeds in self._scores) and len(self._ended) < len(self._place):
+        elif any(not seeds for seeds in self._outcomes) and len(self._ended) < len(self._place):
             return None  # The contenders are known once every setting has ended once.
         else:
             place = self._next_place()
@@ -103,12 +102,12 @@ class SettingsThenSeeds(Searcher):
         return min((place for _, place in sorted(ranked)), key=lambda place: self._seeds[place])
 
     def _same(self, place: int, other: int) -> bool:
-        one, two = ([*self._scores[at][:1], *self._losses[at][:1]] for at in (place, other))
-        return one == two and not any(map(math.isnan, one))
+        one, two = (self._outcomes[at][:1] for at in (place, other))
+        return one == two and not any(math.isnan(score) for score, _ in one)
 
     def _rank(self, place: int) -> float:
         """The best first; what failed, last."""
-        scores = [score for score in self._scores[place] if not math.isnan(score)]
+        scores = [score for score, _ in self._outcomes[place] if not math.isnan(score)]
         return -fmean(scores) if scores else math.inf
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -117,8 +116,7 @@ class SettingsThenSeeds(Searcher):
         if result and not error and result.get("finished"):
             accuracy, loss = result.get("accuracy", math.nan), result.get("loss", math.nan)
             score = -loss if math.isnan(accuracy) else accuracy
-        self._scores[self._place[trial_id]].append(score)
-        self._losses[self._place[trial_id]].append(loss)
+        self._outcomes[self._place[trial_id]].append((score, loss))
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(pickle.dumps({key: vars(self)[key] for key in self.kept}))
@@ -188,8 +186,7 @@ class OptunaThenSeeds(SettingsThenSeeds):
         if setting_key(setting) not in keys:
             self._settings.append(setting)
             self._seeds.append(0)
-            self._scores.append([])
-            self._losses.append([])
+            self._outcomes.append([])
             return len(keys)
         return keys.index(setting_key(setting))
 
@@ -203,7 +200,7 @@ class OptunaThenSeeds(SettingsThenSeeds):
         if trial_id not in self._asked:
             return
         self._asked.remove(trial_id)
-        score = self._scores[self._place[trial_id]][-1]
+        score, _ = self._outcomes[self._place[trial_id]][-1]
         # Without a result it counts as pruned, which is worse than any; with an error it does not count.
         told = None if math.isnan(score) or not result else {"score": score, "flops": result["flops"]}
         self._optuna.on_trial_complete(trial_id, told, error)

@@ -13,7 +13,7 @@ from ray import tune
 
 from orchestrator.config import Config, ConfigError, ModelConfig
 from orchestrator.tune import plots
-from orchestrator.tune.comparison import by_setting, margin, mean, score, spread, without_twins
+from orchestrator.tune.comparison import by_setting, margin, mean, score, spread, twin_sentences, without_twins
 from orchestrator.tune.recipe import recipe
 from orchestrator.tune.report import Answer
 from orchestrator.tune.space import Point, Space, between
@@ -130,10 +130,12 @@ def answer(trials: Sequence[Trial], base: Config) -> Answer:
         return Answer("Temperature", ["No trial has ended yet: there is nothing to say."], None, {})
     groups, twins = without_twins(every)
     order = sorted(groups, key=mean, reverse=True)
-    best, default = order[0], groups[0]
+    best, default = order[0], next((group for group in groups if _is_default(group[0], base.model)), None)
     sentences = [f"Best: {_words(best[0])}, {spread(best)}."]
     if best is default:
         sentences.append("That is the default; nothing that was tried is better.")
+    elif default is None:
+        sentences.append("The default has not ended: there is nothing to hold it against.")
     else:
         sentences.append(f"Over the default ({_words(default[0])}, {spread(default)}): {margin(best, default)}.")
     for learned, name in ((True, "learned"), (False, "fixed")):
@@ -143,16 +145,20 @@ def answer(trials: Sequence[Trial], base: Config) -> Answer:
     kinds = {kind: [g for g in order if g[0].setting.get(LEARNED) is kind] for kind in (True, False)}
     if kinds[True] and kinds[False]:
         sentences.append(f"Learning the temperature against fixing it: {margin(kinds[True][0], kinds[False][0])}.")
-    sentences += [
-        f"The same runs, to the last bit: {_words(twin[0])}, and {_words(group[0])}. What they differ in had no effect."
-        for twin, group in twins
-    ]
+    sentences += twin_sentences(twins, _words)
     failed = sum(trial.state == "failed" for trial in trials)
     if failed:
         sentences.append(f"{failed} of {len(trials)} trials failed; the table says why.")
     won = recipe(base, best[0].setting, "temperature")
     rows = [_row(group) for group in sorted(every, key=mean, reverse=True)]
     return Answer("Temperature", sentences, won, {"Settings": rows})
+
+
+def _is_default(trial: Trial, model: ModelConfig) -> bool:
+    own = {
+        INITIAL: model.init_temperature, LEARNED: True, CLAMP: model.max_logit_scale, BIAS: model.init_logit_bias,
+    }  # fmt: skip
+    return trial.setting.items() <= own.items()
 
 
 def _words(trial: Trial) -> str:

@@ -61,6 +61,13 @@ def test_the_best_is_named_with_its_margin_over_the_base(base, options):
     assert front.index("lr=0.0001") < front.index("lr=0.001,") < front.index("lr=0.01") and "3 of 4 settings" in front
 
 
+def test_an_option_without_effect_is_named_and_wins_nothing(base, options):
+    twin = trial(5, 1e-2, 256, 0, 0.50, 4e9)  # The best one's first run.
+    said = options.answer([*study(base), twin])
+    assert "global_batch=64" in said.sentences[0] and len(said.tables["Settings"]) == 5
+    assert any("global_batch=256" in one and "had no effect" in one for one in said.sentences)
+
+
 def test_the_recipe_is_the_winner(base, options, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(options.answer(study(base)).recipe_yaml)

@@ -79,6 +79,19 @@ def test_a_setting_that_changed_nothing_is_no_winner():
     assert "at most 1000" in temperature.answer([other, *default], Config()).sentences[0]
 
 
+def test_runs_without_accuracy_are_compared_by_their_loss():
+    default = trial(0.07, True, 0, float("nan"), loss=2.0)
+    twin = dataclasses.replace(default, name="005-0", setting={**default.setting, CLAMP: 1000.0}, accuracy=-math.nan)
+    assert any("had no effect" in one for one in temperature.answer([default, twin], Config()).sentences)
+    other = dataclasses.replace(twin, loss=1.9)
+    assert not any("had no effect" in one for one in temperature.answer([default, other], Config()).sentences)
+
+
+def test_nothing_stands_in_for_a_default_that_failed():
+    said = temperature.answer([trial(0.07, False, 0, 0.3), trial(0.02, True, 0, 0.4)], Config())
+    assert "The default has not ended" in said.sentences[1]
+
+
 def test_learned_and_fixed_settings_both_get_seeds():
     study = Temperature(Config(), 12)
     assert [study.group(one) for one in study.settings()[:2]] == [True, False]
