@@ -79,6 +79,7 @@ class LearningRate:
         if not done:
             return Answer("Learning rate", ["No round has ended yet: there is nothing to say."], None, {})
         longest = max(trial.step for trial in done)
+        done.sort(key=lambda trial: trial.name)  # Of equals the first member is the best, whichever ended first.
         ended = [_line(trial, trials) for trial in done if trial.step == longest]
         best = max(ended, key=lambda line: score(line[-1]))
         sentences = [

@@ -69,6 +69,12 @@ def test_the_winner_s_way_is_told(base):
     ]  # fmt: skip
 
 
+def test_of_equals_the_first_member_is_the_best_whichever_ended_first(base):
+    equals = [trial(member, 2, 10.0**-member, 0.5) for member in (2, 0, 1)]
+    said = LearningRate(base, 3, 2, VARY).answer(equals)
+    assert "Best: 000-round2-abc" in said.sentences[0] and "none did better" in said.sentences[1]
+
+
 def test_the_recipe_says_that_the_winner_s_rate_changed(base, tmp_path):
     text = LearningRate(base, 3, 2, VARY).answer(study()).recipe_yaml
     notes = [line for line in text.splitlines() if line.startswith("#")]
