@@ -123,15 +123,16 @@ class Job:
     Parameters
     ----------
     cluster : that it runs on
-    options : of jobs/pretrain.py
+    options : of the script
+    script : jobs/pretrain.py, or another job
 
     Raises
     ------
     ClusterError : it was not taken
     """
 
-    def __init__(self, cluster: LocalCluster, options: Sequence[str]):
-        entrypoint = [sys.executable, "jobs/pretrain.py", *options]
+    def __init__(self, cluster: LocalCluster, options: Sequence[str], script: str = "jobs/pretrain.py"):
+        entrypoint = [sys.executable, script, *options]
         commit = submission.commit()
         command = [
             str(Path(sys.executable).with_name("ray")), "job", "submit", "--no-wait", "--working-dir", str(ROOT),

@@ -38,6 +38,7 @@ from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
 from orchestrator.train.waiting import require_placement
 from orchestrator.tune import notices
+from orchestrator.tune.data_actors import make_data_actors
 from orchestrator.tune.population import check_rounds, round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
@@ -272,6 +273,7 @@ def run_study(
                 verbose=0,
             ),
         )
+    make_data_actors()
     with notices.gathered():
         tuner.fit()
     return read_trials(study)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 
+import pandas
 import pytest
 import yaml
 from PIL import Image
@@ -23,10 +25,10 @@ ROWS = ("Runs", "Ingest", "Compute", "Learning", "Checkpoints and failures", "No
 ABSENT = {"ray_clip_mfu", "ray_node_gpus_utilization", "ray_clip_rejects"}
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("CLIP_ON_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """One that nobody has used: what a job leaves on a node would keep it."""
+    monkeypatch.setenv("CLIP_ON_RAY_CACHE", str(tmp_path / "cache"))
     cluster = LocalCluster.start(
         Settings(
             "test", cpus_per_node=2, max_nodes=3, idle_s=15, dashboard_port=0, object_store_mb=150, auth="disabled"
@@ -34,7 +36,6 @@ def cluster(tmp_path_factory):
     )
     yield cluster
     cluster.stop()
-    patch.undo()
 
 
 def options_of(tmp_path) -> list[str]:
@@ -88,3 +89,25 @@ def test_a_run_grows_over_nodes_survives_one_is_stopped_goes_on_and_leaves_an_em
     assert {int(row["nodes"]) for row in rows} >= {0, 3} and max(float(row["images_per_s"]) for row in rows) > 0
     with Image.open(tmp_path / "drawn/timeline.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_a_study_asks_for_nodes_for_its_trials_which_train_side_by_side(cluster, tmp_path):
+    """A node has room for one trial, and nothing but the trials asks for nodes."""
+    [_, recipe] = options_of(tmp_path)
+    asked = ["--study", "options", "--search", "grid", "--base", recipe, "--name", "rates", "--trials", "3"]
+    asked += ["--vary", "optim.lr=1e-3,2e-3,4e-3", "--train.max_steps", "120"]
+    asked += ["--train.num_workers", "1", "--train.cpus_per_worker", "1"]
+    with Timeline(cluster) as timeline:
+        job = Job(cluster, asked, "jobs/tune.py")
+        see_the_end(timeline, job, PATIENCE_S)
+    assert 2 <= max(nodes for _, nodes, _ in timeline.points) <= 3
+    assert timeline.now == (0, 0)
+    study = tmp_path / "data/runs/rates"
+    table = pandas.read_parquet(study / "report/trials.parquet")
+    assert list(table["state"]) == ["done"] * 3 and set(table["step"]) == {120}, job.log()[-4000:]
+    spans = []
+    for name in table["name"]:
+        lines = (study / "trials" / name / "metrics.jsonl").read_text().splitlines()
+        times = [json.loads(line)["time"] for line in lines]
+        spans.append((min(times), max(times)))
+    assert any(one[0] < other[1] and other[0] < one[1] for one, other in itertools.combinations(spans, 2)), spans
