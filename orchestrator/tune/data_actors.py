@@ -1,8 +1,7 @@
 """Ray Data's two actors of a cluster are made where the study is, not where its first trial happens to be.
 
 Whoever uses Ray Data first makes them, on his own node, and they outlive his job. In a trial, that is a node which the
-trial has asked for: it would never be idle again, so that no autoscaler removes it; and once it is lost, the one that
-coordinates what executions ask for waits for that very node.
+trial has asked for: it would never be idle again, so that no autoscaler removes it.
 """
 
 from __future__ import annotations
