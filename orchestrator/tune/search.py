@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import pickle
 import warnings
@@ -16,9 +17,11 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.tune.comparison import setting_key
-from orchestrator.tune.space import Point, Space, contains
+from orchestrator.tune.space import Point, Space, contains, draws
 
 Setting = dict[str, Any]
+# Random points among which one is sought that was not tried.
+DRAWS = 200
 
 
 class SettingsThenSeeds(Searcher):
@@ -128,7 +131,8 @@ class SettingsThenSeeds(Searcher):
 class OptunaThenSeeds(SettingsThenSeeds):
     """Points by Optuna's tree-structured Parzen estimator, for a high score at a low cost, then more seeds.
 
-    A third of the trials are seeds; of the points, a third are random, for the estimator to start from.
+    A third of the trials are seeds; of the points, a third are random, for the estimator to start from. Where it
+    proposes a point again, a random one that was not tried takes its place; if there is none, it is another seed.
 
     Parameters
     ----------
@@ -161,8 +165,8 @@ class OptunaThenSeeds(SettingsThenSeeds):
         inside = [point for point in ordered if contains(space, point)]
         super().__init__([setting(point) for point in ordered], trials, seed, group, contenders)
         self._own, self._outside = max(len(ordered), searched(trials)), len(ordered) - len(inside)
-        self._setting = setting
-        self._asked: set[str] = set()  # trials that Optuna waits to hear of
+        self._setting, self._space = setting, space
+        self._asked: dict[str, str] = {}  # trials that Optuna waits to hear of, with its name for each
         random = len(inside) + max(2, min(10, (self._own - len(ordered)) // 3))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
@@ -180,15 +184,26 @@ class OptunaThenSeeds(SettingsThenSeeds):
         number = len(self._place)
         if number < self._outside:
             return number
-        self._asked.add(trial_id)
-        setting = self._setting(self._optuna.suggest(trial_id) or {})
-        keys = [setting_key(known) for known in self._settings]
-        if setting_key(setting) not in keys:
+        places = {setting_key(known): place for place, known in enumerate(self._settings)}
+        setting = self._ask(trial_id)
+        known = places.get(setting_key(setting))
+        if known is not None and self._seeds[known]:  # Of few choices, one comes again while others were never tried.
+            random = itertools.islice(draws(self._space, self._seed + number), DRAWS)
+            other = next((point for point in random if setting_key(self._setting(point)) not in places), None)
+            if other is not None:
+                self._optuna.on_trial_complete(self._asked[trial_id], error=True)  # It does not count.
+                self._optuna._ot_study.enqueue_trial(other)  # type: ignore[attr-defined]
+                setting = self._ask(trial_id)
+        place = places.get(setting_key(setting), len(places))
+        if place == len(places):
             self._settings.append(setting)
             self._seeds.append(0)
             self._outcomes.append([])
-            return len(keys)
-        return keys.index(setting_key(setting))
+        return place
+
+    def _ask(self, trial_id: str) -> Setting:
+        self._asked[trial_id] = f"{trial_id} again" if trial_id in self._asked else trial_id
+        return self._setting(self._optuna.suggest(self._asked[trial_id]) or {})
 
     def _name(self, place: int) -> str:
         # A study that was cut off may have forgotten a trial of its last seconds, and another point may take its place:
@@ -197,13 +212,13 @@ class OptunaThenSeeds(SettingsThenSeeds):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         super().on_trial_complete(trial_id, result, error)
-        if trial_id not in self._asked:
+        asked = self._asked.pop(trial_id, None)
+        if asked is None:
             return
-        self._asked.remove(trial_id)
         score, _ = self._outcomes[self._place[trial_id]][-1]
         # Without a result it counts as pruned, which is worse than any; with an error it does not count.
         told = None if math.isnan(score) or not result else {"score": score, "flops": result["flops"]}
-        self._optuna.on_trial_complete(trial_id, told, error)
+        self._optuna.on_trial_complete(asked, told, error)
 
 
 def searched(trials: int) -> int:

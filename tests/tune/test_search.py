@@ -170,6 +170,12 @@ def test_a_point_that_was_proposed_twice_is_another_seed():
     assert len({one["name"] for one in specs}) == 9 and {one["name"][:3] for one in specs} == {"000", "001"}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_of_few_choices_all_are_tried_before_one_comes_again(seed):
+    search = optuna_search(6, seed, own={"kind": "a"}, space={"kind": tune.choice(["a", "b", "c", "d"])})
+    assert sorted(one["setting"]["kind"] for one in run(search, range(4), lambda setting: 0.5)) == ["a", "b", "c", "d"]
+
+
 def test_optuna_goes_on_from_what_was_saved(tmp_path):
     search, other, forgetful = optuna_search(30), optuna_search(30), optuna_search(30)
     before = run(search, range(15))
