@@ -343,7 +343,8 @@ def _answers(
     dataset.context.enable_progress_bars = False
     # It would advise, every half minute, to reserve memory for each actor: an option that this job does not have.
     dataset.context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+    # With prefetching, an answer is held back until the next is there, which a shard that does not come may delay.
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
         for split, shard, first, count, about in zip(*(batch[name] for name in _ANSWER), strict=True):
             yield int(split), int(shard), int(first), int(count), json.loads(about)
 

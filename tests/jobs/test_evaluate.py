@@ -303,33 +303,34 @@ def test_the_gate_and_a_second_run(evaluated, tmp_path):
 
 def test_killed_in_the_middle_it_goes_on(tmp_path):
     save_tiny(str(tmp_path / "model"))
-    write_classes(str(tmp_path / "sets/a-whole"), shards=1)
-    write_classes(str(tmp_path / "sets/b-cut"), test=90, shards=3)
-    # Whoever reads a pipe waits for whoever writes it: a shard whose storage does not answer.
-    last = tmp_path / "sets/b-cut/test/2.tar"
+    write_classes(str(tmp_path / "sets/b-whole"), shards=1)
+    write_classes(str(tmp_path / "sets/a-cut"), test=90, shards=3)
+    # Whoever reads a pipe waits for whoever writes it: a shard whose storage does not answer. The other set, which is
+    # read after it, ends all the same.
+    last = tmp_path / "sets/a-cut/test/2.tar"
     last.rename(tmp_path / "2.tar")
     os.mkfifo(last)
     arguments = command("--model", tmp_path / "model", "--datasets", tmp_path / "sets/*", "--suite", "zero-shot")
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
-    result, features = tmp_path / "eval/sets/a-whole.json", tmp_path / "eval/features"
+    result, features = tmp_path / "eval/sets/b-whole.json", tmp_path / "eval/features"
     try:
 
         def one_is_done():
             assert first.poll() is None, (tmp_path / "log").read_text()
-            return result.exists() and list(features.rglob("b-cut*/test/*.parquet"))
+            return result.exists() and list(features.rglob("a-cut*/test/*.parquet"))
 
         wait_until(one_is_done, "the first set's result")
     finally:
         first.kill()
         first.wait()
-    assert not list(features.rglob("b-cut*/test/complete.json"))
-    kept = {path: path.stat().st_mtime_ns for path in [result, *features.rglob("a-whole*/**/*")]}
+    assert not list(features.rglob("a-cut*/test/complete.json"))
+    kept = {path: path.stat().st_mtime_ns for path in [result, *features.rglob("b-whole*/**/*")]}
     last.unlink()
     (tmp_path / "2.tar").rename(last)
     again = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr[-3000:]
-    assert "a-whole: measured before" in again.stdout and "b-cut: zero-shot" in again.stdout
+    assert "b-whole: measured before" in again.stdout and "a-cut: zero-shot" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert json.loads((tmp_path / "eval/result.json").read_text())["sets"]["b-cut"]["samples"] == 90
+    assert json.loads((tmp_path / "eval/result.json").read_text())["sets"]["a-cut"]["samples"] == 90
     assert not list((tmp_path / "eval").rglob("*.tmp"))
