@@ -27,7 +27,7 @@ ABSENT = {"ray_clip_mfu", "ray_node_gpus_utilization", "ray_clip_rejects"}
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """One that nobody has used: what a job leaves on a node would keep it."""
+    """One that nobody has used: an earlier job would have left on the head what a study must not leave on a node."""
     monkeypatch.setenv("CLIP_ON_RAY_CACHE", str(tmp_path / "cache"))
     cluster = LocalCluster.start(
         Settings(

@@ -320,7 +320,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
             assert first.poll() is None, (tmp_path / "log").read_text()
             return result.exists() and list(features.rglob("a-cut*/test/*.parquet"))
 
-        wait_until(one_is_done, "the first set's result")
+        wait_until(one_is_done, "the other set's result")
     finally:
         first.kill()
         first.wait()
