@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from ray_cluster import free_port, wait_until
+from ray_cluster import wait_until
+
+from cluster.local.processes import free_port
 
 # Set before anything imports Ray: tests start clusters of their own and tell nobody.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")

@@ -7,7 +7,6 @@ would, without the seconds that loading takes; but all hash alike.
 from __future__ import annotations
 
 import gc
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -24,14 +23,17 @@ def run(processes: int, function: Callable[..., Any], *arguments: Any) -> list[A
 
     Tensors in results are copied, so that they outlive the process that made them.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # Listening from here on: a port that was merely seen to be free can be taken before it is used.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     queue = context.SimpleQueue()
     spawned = mp.start_processes(
-        _work, (processes, port, queue, function, arguments), nprocs=processes, join=False, start_method="forkserver"
+        _work,
+        (processes, store.port, queue, function, arguments),
+        nprocs=processes,
+        join=False,
+        start_method="forkserver",
     )
     found: list[tuple[int, Any]] = []
     while len(found) < processes:
@@ -46,7 +48,8 @@ def run(processes: int, function: Callable[..., Any], *arguments: Any) -> list[A
 
 def _work(rank: int, processes: int, port: int, queue: Any, function: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
     try:
         queue.put((rank, _arrays(function(rank, *arguments))))
         # A process that leaves while another still talks to it, or with its own talk alive in a reference cycle of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import signal
 import socket
 import subprocess
@@ -57,11 +58,16 @@ def tree(process: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
+# Above those of Ray's workers, below those that Linux gives to connections: none of them is taken by chance between a
+# look at it and its use.
+QUIET_PORTS = range(20000, 32768)
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while is_taken(port := secrets.choice(QUIET_PORTS)):
+        continue
+    return port
 
 
 def is_taken(port: int) -> bool:

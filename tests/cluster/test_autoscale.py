@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 
 import pandas
@@ -15,7 +14,7 @@ from ray_cluster import PATIENCE_S, wait_until
 from shapes import write_data
 
 from cluster.local.cluster import LocalCluster, Settings
-from cluster.local.demo import ELASTIC, Job, lose_a_node, see_the_end
+from cluster.local.demo import ELASTIC, Job, lose_a_node, see_the_end, wait_for
 from cluster.local.timeline import Timeline
 from orchestrator.inference import read_model
 from orchestrator.telemetry import TRAINING
@@ -99,15 +98,10 @@ def test_a_study_asks_for_nodes_for_its_trials_which_train_side_by_side(cluster,
     asked += ["--train.num_workers", "1", "--train.cpus_per_worker", "1"]
     with Timeline(cluster) as timeline:
         job = Job(cluster, asked, "jobs/tune.py")
+        # Two training processes are two trials. How much of their steps they make at once is the machine's affair.
+        wait_for(timeline, job, lambda: timeline.now[1] >= 2, "two trials side by side", PATIENCE_S)
         see_the_end(timeline, job, PATIENCE_S)
     assert 2 <= max(nodes for _, nodes, _ in timeline.points) <= 3
     assert timeline.now == (0, 0)
-    study = tmp_path / "data/runs/rates"
-    table = pandas.read_parquet(study / "report/trials.parquet")
+    table = pandas.read_parquet(tmp_path / "data/runs/rates/report/trials.parquet")
     assert list(table["state"]) == ["done"] * 3 and set(table["step"]) == {120}, job.log()[-4000:]
-    spans = []
-    for name in table["name"]:
-        lines = (study / "trials" / name / "metrics.jsonl").read_text().splitlines()
-        times = [json.loads(line)["time"] for line in lines]
-        spans.append((min(times), max(times)))
-    assert any(one[0] < other[1] and other[0] < one[1] for one, other in itertools.combinations(spans, 2)), spans

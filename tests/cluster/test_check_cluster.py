@@ -10,8 +10,9 @@ import sys
 import psutil
 import pytest
 import yaml
-from ray_cluster import REPOSITORY, free_port, ray_cluster
+from ray_cluster import REPOSITORY, ray_cluster
 
+from cluster.local.processes import free_port
 from orchestrator.data.shard_writers import ShardWriter
 
 

@@ -8,8 +8,8 @@ import subprocess
 import time
 
 import pytest
-from ray_cluster import free_port
 
+from cluster.local.processes import free_port
 from cluster.preflight import node, reduce
 from cluster.preflight.line import Line, guarded
 from cluster.preflight.storage import check_same

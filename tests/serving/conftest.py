@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from ray_cluster import free_port, ray_cluster
+from ray_cluster import ray_cluster
 from server import Server
 from tiny import save_tiny
+
+from cluster.local.processes import free_port
 
 
 @pytest.fixture(scope="session")
