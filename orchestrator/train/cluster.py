@@ -56,9 +56,19 @@ def connect(config: Config, study: bool = False) -> str:
     needed = config.train.worker_range[0] * config.train.cpus_per_worker + config.data.cpus_per_reader
     needed += TRIAL_CPUS if study else 0
     cpus = max(os.cpu_count() or 1, math.ceil(needed))
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    _start_ray(num_cpus=cpus, include_dashboard=False, **quiet)
     config.placement.data, config.placement.train = {}, {}
     return f"on this machine ({os.cpu_count()} cores)"
+
+
+def _start_ray(**options: Any) -> None:
+    """On this machine. Ray waits half a minute for its own processes, too little where a machine has stalled."""
+    try:
+        ray.init(address="local", **options)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        ray.init(address="local", **options)
 
 
 def nodes_of(selector: Mapping[str, str]) -> list[dict[str, Any]]:
