@@ -47,6 +47,7 @@ class RayCluster:
             RAY, "start", f"--address={self.address}", "--block", f"--num-cpus={num_cpus}",
             "--node-ip-address=127.0.0.1", "--object-store-memory=200000000", f"--labels={labels}",
             f"--dashboard-agent-listen-port={free_port()}",
+            "--include-log-monitor=false",  # The head's reads the logs of all nodes: they lie in one folder.
         ]  # fmt: skip
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         node = subprocess.Popen(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 
 from orchestrator.evaluate.linear_probe import LinearProbe, Probes
 from orchestrator.evaluate.regularisation import search_strength
@@ -104,7 +104,7 @@ def mean_and_interval(score_R: Sequence[float]) -> tuple[float, Interval]:
     mean = float(np.mean(score_R))
     if len(score_R) < 2:
         return mean, (math.nan, math.nan)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(score_R) - 1) * stats.sem(score_R))
+    reach = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(score_R) - 1) * scipy.stats.sem(score_R))
     return mean, (mean - reach, mean + reach)
 
 
@@ -192,8 +192,8 @@ def headroom(supervised_D: Sequence[float], zero_shot_D: Sequence[float], resamp
         raise ValueError(
             f"{len(x_D)} and {len(y_D)} sets: a correlation with an interval needs at least 4, the same ones"
         )
-    line = stats.linregress(x_D, y_D)
-    fisher = stats.pearsonr(x_D, y_D).confidence_interval(LEVEL)
+    line = scipy.stats.linregress(x_D, y_D)
+    fisher = scipy.stats.pearsonr(x_D, y_D).confidence_interval(LEVEL)
     rng, slopes = np.random.default_rng(0), []
     for _ in range(resamples):
         drawn = rng.integers(len(x_D), size=len(x_D))

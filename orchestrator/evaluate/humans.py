@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from orchestrator import storage
 from orchestrator.statistics.intervals import LEVEL, Interval
@@ -117,7 +117,7 @@ def correlation_of_difficulty(people: Mapping[str, float], model: Mapping[str, f
     x_C, y_C = np.array([people[name] for name in common]), np.array([model[name] for name in common])
     if len(common) < 4 or np.ptp(x_C) == 0 or np.ptp(y_C) == 0:
         raise ValueError(f"{len(common)} classes in common: a correlation needs at least 4, not all of one accuracy")
-    found = stats.pearsonr(x_C, y_C)
+    found = scipy.stats.pearsonr(x_C, y_C)
     ends = found.confidence_interval(LEVEL)
     return Correlation(float(found.statistic), (float(ends.low), float(ends.high)), float(found.pvalue), len(common))
 

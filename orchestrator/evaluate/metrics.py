@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 # Scores looked at together: tens of megabytes.
 CHUNK = 1 << 22
@@ -121,7 +121,7 @@ def roc_auc(scores_N2: np.ndarray, label_N: np.ndarray) -> float:
             f"ROC AUC of {scores_N2.shape[1]} classes, {ones} samples of class 1 and {zeros} others: "
             "two classes, and samples of both"
         )
-    rank_N = stats.rankdata(scores_N2[:, 1].astype(np.float64) - scores_N2[:, 0])
+    rank_N = scipy.stats.rankdata(scores_N2[:, 1].astype(np.float64) - scores_N2[:, 0])
     return float((rank_N[label_N == 1].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from orchestrator.statistics.intervals import Interval, clopper_pearson
 
@@ -60,7 +60,7 @@ def overlap(correct_N: np.ndarray, overlap_N: np.ndarray) -> Overlap:
         return Overlap(0.0, everything, float("nan"), clean, 0.0, (0.0, 1.0), 1.0, 1.0)
     hits, count = int(seen.sum()), len(seen)
     greater, different = (
-        float(stats.binomtest(hits, count, clean, alternative=side).pvalue) for side in ("greater", "two-sided")
+        float(scipy.stats.binomtest(hits, count, clean, alternative=side).pvalue) for side in ("greater", "two-sided")
     )
     interval = clopper_pearson(hits, count, LEVEL)
     share = float(overlap_N.mean())

@@ -225,7 +225,8 @@ def _stream(
     )
     dataset.context.enable_progress_bars = False
     errors = []
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+    # With prefetching, a part that is done would be told only when the next is.
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
         for compared, error in zip(batch["compared"], batch["error"], strict=True):
             if error:
                 errors.append(str(error))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from orchestrator.statistics.intervals import Interval, bootstrap
@@ -68,7 +68,7 @@ def recall_hits(
         tied_Q1, own_Q1 = (reached_Q - above_Q)[:, None], own_Q[:, None]
         drawn_QK = torch.minimum((depth_K - above_Q[:, None]).clamp(min=0), tied_Q1)
         # None of the own ones among those drawn without replacement.
-        missed_QK = stats.hypergeom.pmf(0, tied_Q1.numpy(), own_Q1.numpy(), drawn_QK.numpy())
+        missed_QK = scipy.stats.hypergeom.pmf(0, tied_Q1.numpy(), own_Q1.numpy(), drawn_QK.numpy())
         parts.append(1 - torch.from_numpy(missed_QK))
     return torch.cat(parts)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+from scipy.special import betaincinv
 
 LEVEL = 0.95
 Interval = tuple[float, float]
@@ -34,8 +34,8 @@ def clopper_pearson(hits: float, count: int, level: float = LEVEL) -> Interval:
     if count < 1 or not 0 <= hits <= count:
         raise ValueError(f"{hits} hits in {count} trials: at least one trial, and hits from 0 to their number")
     tail = (1 - level) / 2
-    low = float(stats.beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+    low = float(betaincinv(hits, count - hits + 1, tail)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
     return low, high
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy import stats
+import scipy
 
 from orchestrator.tune.trial import Trial
 
@@ -24,7 +24,7 @@ def margin(one: Sequence[Trial], other: Sequence[Trial]) -> str:
     difference = fmean(a) - fmean(b)
     if len(a) < 2 or len(b) < 2:
         return f"{difference:+.4f}, of a single seed each at the least: no interval, so it may be noise"
-    test = stats.ttest_ind(a, b, equal_var=False)
+    test = scipy.stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(0.95) if stdev(a) or stdev(b) else (difference, difference)
     verdict = "beyond the noise" if low > 0 or high < 0 else "within the noise"
     return f"{difference:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {len(a)} and {len(b)} seeds): {verdict}"

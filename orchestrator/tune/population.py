@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from orchestrator.config import ConfigError
 from orchestrator.tune.comparison import setting_key
 from orchestrator.tune.space import Space, clipped
+from orchestrator.tune.trial import score_of
 
 # Of the population: so many of the worst are replaced by as many of the best.
 SHARE = 0.25
@@ -152,12 +153,8 @@ class Population(Searcher):
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        score = math.nan
-        if result and not error and result.get("finished"):
-            accuracy, loss = result.get("accuracy", math.nan), result.get("loss", math.nan)
-            score = -loss if math.isnan(accuracy) else accuracy
         round_, place = divmod(self._number[trial_id], self._members)
-        self._scores[round_][place] = score
+        self._scores[round_][place] = score_of({} if error or not result else result)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(pickle.dumps({key: vars(self)[key] for key in self.kept}))

@@ -18,6 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.tune.comparison import setting_key
 from orchestrator.tune.space import Point, Space, contains, draws
+from orchestrator.tune.trial import score_of
 
 Setting = dict[str, Any]
 # Random points among which one is sought that was not tried.
@@ -115,11 +116,8 @@ class SettingsThenSeeds(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._ended.add(trial_id)
-        score = loss = math.nan
-        if result and not error and result.get("finished"):
-            accuracy, loss = result.get("accuracy", math.nan), result.get("loss", math.nan)
-            score = -loss if math.isnan(accuracy) else accuracy
-        self._outcomes[self._place[trial_id]].append((score, loss))
+        known = {} if error or not result else result
+        self._outcomes[self._place[trial_id]].append((score_of(known), known.get("loss", math.nan)))
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(pickle.dumps({key: vars(self)[key] for key in self.kept}))

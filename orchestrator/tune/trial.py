@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,3 +44,11 @@ class Trial:
     run: str = ""
     error: str = ""
     parent: str = ""
+
+
+def score_of(result: Mapping[str, Any]) -> float:
+    """How good a trial's last report is, more being better: accuracy, else minus the loss; NaN: it has not finished."""
+    if not result.get("finished"):
+        return math.nan
+    accuracy = result.get("accuracy", math.nan)
+    return -result.get("loss", math.nan) if math.isnan(accuracy) else accuracy
