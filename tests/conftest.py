@@ -18,8 +18,6 @@ from cluster.local.processes import free_port
 
 # Set before anything imports Ray: tests start clusters of their own and tell nobody.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
-# A process that waits for its next task is kept: to start one takes seconds of the cores that tests compute on.
-os.environ.update(RAY_num_workers_soft_limit="6")
 # Set before anything imports torch: its threads would wait for each other by turning, on cores that other tests want.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 os.environ.pop("RAY_ADDRESS", None)

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.local.processes import free_port
+from orchestrator.train.cluster import TOO_SLOW
 
 RAY = str(Path(sys.executable).with_name("ray"))
 REPOSITORY = Path(__file__).parent.parent
@@ -50,12 +51,16 @@ class RayCluster:
             "--include-log-monitor=false",  # The head's reads the logs of all nodes: they lie in one folder.
         ]  # fmt: skip
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
-        node = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        self.nodes.append(node)
-        wait_until(lambda: self.alive() >= expected, "the start of another node")
-        return node
+
+        place = len(self.nodes)
+
+        def start(log: Path) -> subprocess.Popen:
+            with log.open("wb") as out:
+                node = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+            self.nodes[place:] = [node]
+            return node
+
+        return start_node(start, lambda: self.alive() >= expected, self.temporary / f"node-{place}.log")
 
     def alive(self) -> int:
         """How many nodes the head knows to be alive."""
@@ -105,13 +110,24 @@ def wait_until(condition, what: str):
     raise TimeoutError(f"{what} did not happen within {PATIENCE_S:.0f} s")
 
 
+def start_node(start: Callable[[Path], subprocess.Popen], there: Callable[[], bool], log: Path) -> subprocess.Popen:
+    """Run `ray start --block`, which writes to `log`, until the node is there; again if it was too slow for Ray."""
+    for _ in range(3):
+        node = start(log)
+        wait_until(lambda node=node: node.poll() is not None or there(), f"the start of a node, {log}")
+        if node.poll() is None:
+            return node
+        if TOO_SLOW not in log.read_text():
+            break
+    raise RuntimeError(f"ray start failed:\n{log.read_text()}")
+
+
 @contextlib.contextmanager
 def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> Iterator[RayCluster]:
     """Start a head with a dashboard, yield it, and end just what was started."""
     port, dashboard_port, metrics_port = free_port(), free_port(), free_port()
     full = {**os.environ, **environment, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     full.pop("RAY_ADDRESS", None)
-    log = scratch / "head.log"
     # /tmp: the sockets' paths must stay short.
     command = [
         RAY, "start", "--head", "--block", f"--port={port}", f"--num-cpus={num_cpus}", "--node-ip-address=127.0.0.1",
@@ -120,21 +136,23 @@ def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> It
         f"--metrics-export-port={metrics_port}",
         f"--temp-dir=/tmp/clip-on-ray-test-{port}", "--object-store-memory=500000000",
     ]  # fmt: skip
-    with log.open("wb") as out:
-        head = subprocess.Popen(command, env=full, stdout=out, stderr=out, start_new_session=True)
     url = f"http://127.0.0.1:{dashboard_port}"
     cluster = RayCluster(
         f"127.0.0.1:{port}",
         url,
         {**full, "RAY_ADDRESS": f"127.0.0.1:{port}"},
-        [head],
+        [],
         f"http://127.0.0.1:{metrics_port}/metrics",
         Path(f"/tmp/clip-on-ray-test-{port}"),
     )
 
+    def start(log: Path) -> subprocess.Popen:
+        with log.open("wb") as out:
+            head = subprocess.Popen(command, env=full, stdout=out, stderr=out, start_new_session=True)
+        cluster.nodes[:] = [head]
+        return head
+
     def ready() -> bool:
-        if head.poll() is not None:
-            raise RuntimeError(f"ray start failed:\n{log.read_text()}")
         try:
             with urllib.request.urlopen(f"{url}/api/jobs/", timeout=5) as reply:
                 return isinstance(json.load(reply), list)
@@ -142,7 +160,7 @@ def ray_cluster(num_cpus: int, scratch: Path, environment: dict[str, str]) -> It
             return False
 
     try:
-        wait_until(ready, "the start of a Ray head")
+        start_node(start, ready, scratch / "head.log")
         yield cluster
     finally:
         for node in reversed(cluster.nodes):

@@ -16,6 +16,10 @@ from orchestrator.placement import admits
 # Logical CPUs of the process that starts a trial of a study and then waits for it.
 TRIAL_CPUS = 0.01
 
+# What Ray says where a node's processes did not come in half a minute, or its agent in 15 s. Neither can be set, and it
+# is too little where cores are busy or a machine has stalled; another try finds files in memory.
+TOO_SLOW = "timed out during startup"
+
 # Of processes that compute on CPUs.
 CPU_ENVIRONMENT = {
     # torch's threads share the cores with reading tasks: one that spins while it waits for another that was displaced
@@ -62,11 +66,11 @@ def connect(config: Config, study: bool = False) -> str:
 
 
 def _start_ray(**options: Any) -> None:
-    """On this machine. Ray waits half a minute for its own processes, too little where a machine has stalled."""
+    """A local Ray; once more if it was too slow for its own patience."""
     try:
         ray.init(address="local", **options)
     except Exception as error:
-        if "timed out during startup" not in str(error):
+        if TOO_SLOW not in str(error):
             raise
         ray.init(address="local", **options)
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray_cluster import PATIENCE_S, RAY, REPOSITORY, kill_tree, wait_until
+from ray_cluster import PATIENCE_S, RAY, REPOSITORY, kill_tree, start_node, wait_until
 from train.test_exact_resume import check_every_sample_once, last_checkpoint, wait_for_checkpoint, write_slow_recipe
 
 PREFIX = "clipray"
@@ -76,9 +76,19 @@ class Host:
                 env=environment, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
 
+    def start_ray(self, options, environment) -> subprocess.Popen:
+        """Run a node of Ray and wait until it is there."""
+        command = [RAY, "start", "--block", f"--node-ip-address={self.address}", *options]
+        command.append("--object-store-memory=200000000")
+
+        def starts():
+            return self.log.read_text().count("Ray runtime started") if self.log.exists() else 0
+
+        before = starts()
+        return start_node(lambda log: self.start(command, environment), lambda: starts() > before, self.log)
+
     def join(self, head: Host, environment) -> subprocess.Popen:
-        node = ["--num-cpus=3", f"--node-ip-address={self.address}", "--object-store-memory=200000000"]
-        return self.start([RAY, "start", "--block", f"--address={head.address}:{PORT}", *node], environment)
+        return self.start_ray([f"--address={head.address}:{PORT}", "--num-cpus=3"], environment)
 
     def trains(self) -> bool:
         """Whether a training process runs here."""
@@ -119,16 +129,10 @@ def test_a_run_across_hosts_survives_the_loss_of_one_and_takes_it_back(hosts, tm
     recipe, log = write_slow_recipe(tmp_path, num_workers="1..2"), head.log
     environment = {**os.environ, **QUICK, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     environment.pop("GLOO_SOCKET_IFNAME", None)
-    command = [
-        RAY, "start", "--head", "--block", f"--port={PORT}", "--num-cpus=0", f"--node-ip-address={head.address}",
-        "--include-dashboard=false", f"--temp-dir={TEMPORARY}", "--object-store-memory=200000000",
-    ]  # fmt: skip
-    head.start(command, environment)
-    wait_until(lambda: "Ray runtime started" in log.read_text(), "the start of the head")
+    options = ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={TEMPORARY}"]
+    head.start_ray(options, environment)
     near.join(head, environment)
     node = far.join(head, environment)
-    for host in (near, far):
-        wait_until(lambda host=host: "Ray runtime started" in host.log.read_text(), "the start of a node")
     job = [sys.executable, str(REPOSITORY / "jobs/pretrain.py"), "--config", str(recipe)]
     driver = head.start(job, {**environment, "RAY_ADDRESS": f"{head.address}:{PORT}"})
 
