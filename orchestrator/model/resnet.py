@@ -22,7 +22,7 @@ EXPANSION = 4
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution without bias, on CPUs as a matrix product: up to six times as fast where maps are small."""
+    """A 1x1 convolution without bias, on CPUs as a matrix product, which is faster; most so where maps are small."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__(channels_in, channels_out, 1, bias=False)
