@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.local.processes import free_port
-from orchestrator.train.cluster import TOO_SLOW
 
 RAY = str(Path(sys.executable).with_name("ray"))
 REPOSITORY = Path(__file__).parent.parent
@@ -112,6 +111,8 @@ def wait_until(condition, what: str):
 
 def start_node(start: Callable[[Path], subprocess.Popen], there: Callable[[], bool], log: Path) -> subprocess.Popen:
     """Run `ray start --block`, which writes to `log`, until the node is there; again if it was too slow for Ray."""
+    from orchestrator.train.cluster import TOO_SLOW  # imports Ray, before which conftest has settings to make
+
     for _ in range(3):
         node = start(log)
         wait_until(lambda node=node: node.poll() is not None or there(), f"the start of a node, {log}")

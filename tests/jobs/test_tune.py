@@ -102,6 +102,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
 def test_trials_that_fall_behind_are_stopped(tmp_path):
     recipe = write_data(str(tmp_path / "data"))
     recipe["train"].update(num_workers=1, epochs=6, log_every=1)
+    recipe["model"]["image_size"] = 64  # else a trial can end before Tune has heard of its first steps
     # The second setting holds the temperature where nothing is learned; the first learns it.
     recipe["model"]["init_temperature"] = 0.5
     file = tmp_path / "mine.yaml"
@@ -111,9 +112,7 @@ def test_trials_that_fall_behind_are_stopped(tmp_path):
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     table = pandas.read_parquet(tmp_path / "data/runs/tune-temperature/report/trials.parquet").set_index("name")
     assert table.loc["000-0", "state"] == "done" and table.loc["001-0", "state"] == "stopped"
-    # A trial that trains faster than Tune hears of it is stopped late.
-    stopped = table[table["state"] == "stopped"]
-    assert 60 // 9 <= stopped["step"].min() < 60 and stopped["flops"].min() < table.loc["000-0", "flops"]
+    assert 60 // 9 <= table.loc["001-0", "step"] < 60 and table.loc["001-0", "flops"] < table.loc["000-0", "flops"]
 
 
 def test_a_scaling_study_ends_in_a_recipe_that_runs(tmp_path):
