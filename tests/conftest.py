@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from ray_cluster import wait_until
+from ray_cluster import PATIENCE_S, wait_until
 
 from cluster.local.processes import free_port
 
 # Set before anything imports Ray: tests start clusters of their own and tell nobody.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+# Ray Data warns of tasks that do not start, in output that tests read: for want of resources, not of speed.
+os.environ["RAY_DATA_STARVATION_WARNING_DELAY_S"] = str(PATIENCE_S)
 # Set before anything imports torch: its threads would wait for each other by turning, on cores that other tests want.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 os.environ.pop("RAY_ADDRESS", None)
