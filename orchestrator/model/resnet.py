@@ -30,7 +30,7 @@ class Pointwise(nn.Conv2d):
     def forward(self, x_BCss: Tensor) -> Tensor:
         if x_BCss.device.type != "cpu":
             return super().forward(x_BCss)
-        # Through the same permutation the weight's gradient lies in memory as the weight does, and is shared uncopied.
+        # Through the same permutation the weight's gradient lies in memory as the weight does, which DDP asks for.
         weight_OC = self.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(x_BCss.permute(0, 2, 3, 1), weight_OC).permute(0, 3, 1, 2)
 

@@ -135,6 +135,14 @@ def test_resnet_equals_a_plain_computation():
         torch.testing.assert_close(model.visual(image), plain_resnet(model.visual, image), rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_of_a_resnet_lie_in_memory_as_its_weights_do():
+    """DistributedDataParallel warns where they do not."""
+    visual = CLIP(RESNET).visual.to(memory_format=torch.channels_last)
+    visual(torch.randn(2, 3, 64, 64)).sum().backward()
+    for name, weight in visual.named_parameters():
+        assert weight.grad.stride() == weight.stride(), name
+
+
 def test_attention_pool_has_the_gradients_of_plain_attention():
     """It never makes the keys and values that plain attention makes; its parameters must learn the same."""
     torch.manual_seed(0)
