@@ -1,4 +1,4 @@
-"""The files of a tar stream: what a shard needs of the format, at a tenth of what `tarfile` takes for a member.
+"""The files of a tar stream: what a shard needs of the format, at a fifth of what `tarfile` takes for a member.
 
 Read are POSIX's ustar and pax headers and GNU's long names and sizes, whole or compressed with gzip, bzip2 or xz. A
 damaged header is an error wherever it stands; `tarfile` ends there as if the archive did, and what follows is lost
@@ -48,7 +48,8 @@ def files(stream: Readable) -> Iterator[tuple[str, bytes]]:
     ------
     DamagedTar : after the last whole file
 
-    Source: POSIX.1-2017, `pax`, "ustar interchange format" and "pax header block"; GNU tar's manual, "Basic tar format".
+    Source: POSIX.1-2017, `pax`, "ustar interchange format" and "pax header block"; GNU tar's manual, "Basic tar
+    format".
     """
     source = _Source(stream)
     of_all: dict[str, str] = {}
