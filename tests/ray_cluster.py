@@ -111,9 +111,9 @@ def wait_until(condition, what: str):
 
 def start_node(start: Callable[[Path], subprocess.Popen], there: Callable[[], bool], log: Path) -> subprocess.Popen:
     """Run `ray start --block`, which writes to `log`, until the node is there; again if it was too slow for Ray."""
-    from orchestrator.train.cluster import TOO_SLOW  # imports Ray, before which conftest has settings to make
+    from orchestrator.train.cluster import STARTS, TOO_SLOW  # imports Ray, before which conftest has settings to make
 
-    for _ in range(3):
+    for _ in range(STARTS):
         node = start(log)
         wait_until(lambda node=node: node.poll() is not None or there(), f"the start of a node, {log}")
         if node.poll() is None:

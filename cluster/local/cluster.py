@@ -19,7 +19,7 @@ import psutil
 
 from cluster.local.nodes import HEAD_ID, HEAD_TYPE, INSTANCE_ID, NODE_TYPE, READY
 from cluster.local.processes import MARK, end, free_port, is_taken, members, tail, wait_until
-from orchestrator.train.cluster import TOO_SLOW
+from orchestrator.train.cluster import STARTS, TOO_SLOW
 
 START_S = 90.0
 
@@ -198,8 +198,12 @@ class LocalCluster:
 
             return wait_until(lambda: head.poll() is not None or works(), START_S) and head.poll() is None
 
-        if not works_after_a_start() and not (TOO_SLOW in tail(log) and works_after_a_start()):
-            raise ClusterError(f"Ray did not start; its log ends:\n{tail(log)}")
+        for _ in range(STARTS):
+            if works_after_a_start():
+                return
+            if TOO_SLOW not in tail(log):
+                break
+        raise ClusterError(f"Ray did not start; its log ends:\n{tail(log)}")
 
     def autoscaling(self) -> dict[str, Any]:
         """Ray's configuration of the autoscaler."""

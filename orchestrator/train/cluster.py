@@ -19,6 +19,7 @@ TRIAL_CPUS = 0.01
 # What Ray says where a node's processes did not come in half a minute, or its agent in 15 s. Neither can be set, and it
 # is too little where cores are busy or a machine has stalled; another try finds files in memory.
 TOO_SLOW = "timed out during startup"
+STARTS = 4
 
 # Of processes that compute on CPUs.
 CPU_ENVIRONMENT = {
@@ -66,13 +67,14 @@ def connect(config: Config, study: bool = False) -> str:
 
 
 def _start_ray(**options: Any) -> None:
-    """A local Ray; once more if it was too slow for its own patience."""
-    try:
-        ray.init(address="local", **options)
-    except Exception as error:
-        if TOO_SLOW not in str(error):
-            raise
-        ray.init(address="local", **options)
+    """A local Ray; again where it was too slow for its own patience."""
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:
+            if not left or TOO_SLOW not in str(error):
+                raise
 
 
 def nodes_of(selector: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -9,8 +9,11 @@ from orchestrator.train.cluster import connect
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
 
 
-@pytest.mark.parametrize(("failures", "starts"), [([SLOW], 2), ([SLOW, SLOW], 2), (["no space left"], 1)])
-def test_a_start_that_took_too_long_is_tried_once_more(failures, starts, monkeypatch):
+@pytest.mark.parametrize(
+    ("failures", "starts"),
+    [([SLOW], 2), ([SLOW] * 3, 4), ([SLOW] * 4, 4), (["no space left"], 1), ([SLOW, "no space left"], 2)],
+)
+def test_a_start_that_took_too_long_is_tried_again(failures, starts, monkeypatch):
     asked = []
 
     def init(**options):
