@@ -30,7 +30,7 @@ _COMPRESSIONS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
 
 
 class DamagedTar(ValueError):
-    """A tar that ends early or is none; the message says at which byte."""
+    """A tar that ends early, is damaged, or is none; the message says at which byte."""
 
 
 class Readable(Protocol):
