@@ -26,6 +26,7 @@ _COMPRESSIONS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
     (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
     (b"BZh", bz2.BZ2Decompressor),
     (b"\xfd7zXZ\0", lzma.LZMADecompressor),
+    (b"\x5d\0\0\x80", lzma.LZMADecompressor),  # xz's predecessor
 )
 
 
@@ -148,7 +149,9 @@ def _decompressed(stream: Readable) -> Iterator[bytes]:
 def _fields(header: bytes, at: int) -> tuple[str, int, bytes]:
     """Name, bytes of content and kind of a member."""
     try:
-        if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        rest, checksum = header[:148] + header[156:], _number(header[148:156]) - 8 * ord(" ")
+        # Some old writers added up signed bytes.
+        if checksum != sum(rest) and checksum != sum(memoryview(rest).cast("b")):
             raise ValueError
         size = _number(header[124:136])
     except ValueError:
