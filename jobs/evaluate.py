@@ -16,14 +16,10 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.config import Config, ConfigError
+from orchestrator.config import Config
+from orchestrator.errors import UserError
 from orchestrator.evaluate import command
-from orchestrator.evaluate.datasets import EvaluationSetError
-from orchestrator.inference import ModelDirectoryError
-from orchestrator.storage import StorageError
 from orchestrator.train.cluster import connect
-
-USER_ERRORS = (ConfigError, EvaluationSetError, ModelDirectoryError, StorageError, command.EvaluationFailed)
 
 
 def main(argv: list[str]) -> None:
@@ -37,5 +33,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except USER_ERRORS as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

@@ -10,10 +10,9 @@ import argparse
 import sys
 from typing import get_args
 
-from orchestrator.inference import ModelDirectoryError, export_model
+from orchestrator.errors import UserError
+from orchestrator.inference import export_model
 from orchestrator.inference.export import Target
-from orchestrator.model.layouts import LayoutError
-from orchestrator.storage import StorageError
 
 
 def main(argv: list[str]) -> None:
@@ -29,5 +28,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ModelDirectoryError, LayoutError, StorageError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

@@ -12,27 +12,13 @@ from __future__ import annotations
 import sys
 
 from orchestrator import cli
-from orchestrator.config import Config, ConfigError
+from orchestrator.config import Config
 from orchestrator.data import demo
-from orchestrator.data.manifest import ShardChanged
+from orchestrator.errors import UserError
 from orchestrator.evaluate import after_training
-from orchestrator.evaluate.datasets import EvaluationSetError
-from orchestrator.inference import ModelDirectoryError
-from orchestrator.storage import StorageError
 from orchestrator.train import submission
 from orchestrator.train.cluster import connect
 from orchestrator.train.run import RunDirectory
-from orchestrator.train.trainer import TrainingStopped, pretrain
-
-USER_ERRORS = (
-    ConfigError,
-    StorageError,
-    EvaluationSetError,
-    ModelDirectoryError,
-    ShardChanged,
-    TrainingStopped,
-    demo.DemoDataError,
-)
 
 
 def main(argv: list[str]) -> None:
@@ -43,6 +29,9 @@ def main(argv: list[str]) -> None:
     sets = after_training.open_sets(config.evaluation)
     print(f"pretraining {config.run.name} {connect(config)}", flush=True)
     submission.note(recipe=cli.recipe_of(argv), run=RunDirectory(config).uri, commit=submission.commit())
+    # Only now, for it loads torch: a wrong option is told in a second, and Ray's first workers start meanwhile.
+    from orchestrator.train.trainer import pretrain
+
     run = pretrain(config)
     print(f"model     {run.path('final')}")
     if sets:
@@ -60,5 +49,5 @@ def _next(config: Config) -> str:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except USER_ERRORS as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

@@ -14,15 +14,11 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.config import ConfigError
 from orchestrator.data import demo
+from orchestrator.errors import UserError
 from orchestrator.evaluate import after_training
-from orchestrator.evaluate.datasets import EvaluationSetError
-from orchestrator.storage import StorageError
 from orchestrator.train.cluster import connect
 from orchestrator.tune import command
-
-USER_ERRORS = (ConfigError, StorageError, EvaluationSetError, demo.DemoDataError)
 
 
 def main(argv: list[str]) -> None:
@@ -42,5 +38,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except USER_ERRORS as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

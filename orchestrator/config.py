@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator import placement
+from orchestrator.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """An option, or a combination of options, that cannot work; the message names the key, its value and the cure."""
 
 

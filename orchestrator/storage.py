@@ -24,6 +24,8 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from orchestrator.errors import UserError
+
 READ_BUFFER_BYTES = 1 << 20
 # Between one try and the next where storage cannot be reached.
 RETRY_S = 2.0
@@ -31,7 +33,7 @@ RETRY_S = 2.0
 Result = TypeVar("Result")
 
 
-class StorageError(OSError):
+class StorageError(UserError, OSError):
     """Storage cannot be used; the message names the URI and the cure."""
 
 

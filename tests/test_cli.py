@@ -1,7 +1,11 @@
 """What a user types, and what a mistake answers."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
+from ray_cluster import REPOSITORY
 
 from orchestrator import cli
 from orchestrator.config import Config, ConfigError
@@ -45,6 +49,16 @@ def test_mistakes_on_the_command_line(argv, message):
         parse(*argv)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_job_tells_a_mistake_before_it_loads_torch():
+    command = [sys.executable, "-X", "importtime", "jobs/pretrain.py", "--train.epoch", "2"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert "error: train.epoch: no such option; did you mean train.epochs? (--help lists all)" in lines
+    loaded = {line.rpartition("|")[2].strip() for line in lines}
+    assert "orchestrator.cli" in loaded
+    assert "torch" not in loaded
 
 
 def test_unknown_key_in_a_file_names_the_nearest(tmp_path):

@@ -19,12 +19,13 @@ import psutil
 
 from cluster.local.nodes import HEAD_ID, HEAD_TYPE, INSTANCE_ID, NODE_TYPE, READY
 from cluster.local.processes import MARK, end, free_port, is_taken, members, tail, wait_until
+from orchestrator.errors import UserError
 from orchestrator.train.cluster import STARTS, TOO_SLOW
 
 START_S = 90.0
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError, RuntimeError):
     """A cluster that cannot be started, found or stopped; the message says why and what to do."""
 
 

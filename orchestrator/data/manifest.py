@@ -12,9 +12,10 @@ from orchestrator import storage
 from orchestrator.config import DataConfig
 from orchestrator.data.ledger import Ledger
 from orchestrator.data.shards import count_samples, is_parquet
+from orchestrator.errors import UserError
 
 
-class ShardChanged(ValueError):
+class ShardChanged(UserError, ValueError):
     """A shard is not the one that the manifest names."""
 
 

@@ -10,8 +10,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import UserError
 
-class DemoDataError(OSError):
+
+class DemoDataError(UserError, OSError):
     """The demo's data cannot be had; the message says what to do."""
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from orchestrator import storage
 from orchestrator.config import Config, EvaluationConfig
 from orchestrator.evaluate.datasets import EvaluationSet, EvaluationSetError, open_evaluation_set
-from orchestrator.evaluate.picture import draw_predictions
-from orchestrator.evaluate.zero_shot import ZeroShotResult, zero_shot
-from orchestrator.inference import Embedder
 from orchestrator.train.cluster import nodes_of, total
+
+# Whoever opens the sets before training need not wait for torch.
+if TYPE_CHECKING:
+    from orchestrator.evaluate.zero_shot import ZeroShotResult
 
 RESULT = "zero_shot.json"
 PICTURE = "predictions.png"
@@ -95,6 +96,9 @@ def _cpus_of_a_node(where: dict[str, str], most: int = 8) -> int:
 
 def measure(model_uri: str, sets: list[EvaluationSet], batch_size: int, gpu: bool) -> dict[str, ZeroShotResult]:
     """Zero-shot results of one model on several sets; plain, without Ray."""
+    from orchestrator.evaluate.zero_shot import zero_shot
+    from orchestrator.inference import Embedder
+
     embedder = Embedder(model_uri, "cuda" if gpu else "cpu", batch_size)
     return {dataset.name: zero_shot(embedder, dataset, batch_size) for dataset in sets}
 
@@ -136,6 +140,8 @@ def print_table(summary: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _picture(run_uri: str, results: dict[str, ZeroShotResult]) -> bytes:
+    from orchestrator.evaluate.picture import draw_predictions
+
     examples = {name: result.examples for name, result in results.items()}
     return draw_predictions(
         examples, f"{run_uri.rsplit('/', 1)[-1]}: the picture's name above, the model's answers beside"

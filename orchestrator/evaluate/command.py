@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator import cli, storage
 from orchestrator.config import ConfigError, PlacementConfig
+from orchestrator.errors import UserError
 from orchestrator.evaluate.compare import Results, read_results, write_comparison
 from orchestrator.evaluate.few_shot import SHOTS
 from orchestrator.evaluate.gate import Gate, below, read_gate
@@ -18,7 +19,7 @@ from orchestrator.evaluate.run import evaluate
 from orchestrator.evaluate.shift import asked_pairs
 
 
-class EvaluationFailed(ValueError):
+class EvaluationFailed(UserError, ValueError):
     """An evaluation that ended, its report written, with sets that failed or scores below the gate."""
 
 

@@ -21,13 +21,14 @@ from orchestrator import storage
 from orchestrator.config import DataConfig
 from orchestrator.data.manifest import identity
 from orchestrator.data.shards import RawSample, Reject, read_shard
+from orchestrator.errors import UserError
 
 Kind = Literal["classification", "multilabel", "retrieval"]
 # The released names of ImageNet's classes have these twice; a tie between the two is shared out.
 KNOWN_TWINS = {"missile", "sunglasses"}
 
 
-class EvaluationSetError(ValueError):
+class EvaluationSetError(UserError, ValueError):
     """An evaluation set that cannot be measured; the message names the set, the file and the cure."""
 
 

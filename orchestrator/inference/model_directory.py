@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from orchestrator import storage
 from orchestrator.config import ModelConfig, TextConfig, VisionConfig
 from orchestrator.data.images import ImageTransform
+from orchestrator.errors import UserError
 from orchestrator.inference.published import (
     STATE_DICT_ENDINGS,
     from_hub,
@@ -40,7 +41,7 @@ FORMAT = "clip-on-ray-1"
 WEIGHTS = "model.safetensors"
 
 
-class ModelDirectoryError(ValueError):
+class ModelDirectoryError(UserError, ValueError):
     """A directory that is not, or not wholly, a model; the message names the file and the cure."""
 
 

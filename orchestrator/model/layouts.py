@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.config import ModelConfig, TextConfig, VisionConfig
+from orchestrator.errors import UserError
 
 Layout = Literal["native", "hugging_face"]
 
@@ -73,7 +74,7 @@ _TEXT_DEFAULTS = {
 }  # fmt: skip
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError, ValueError):
     """Weights that are not CLIP's, or not of one of its layouts; the message names the tensors."""
 
 

@@ -24,6 +24,7 @@ from orchestrator.data.manifest import Manifest, Shard, inspect_shard
 from orchestrator.data.pipeline import image_transform
 from orchestrator.data.rejects import RejectActor, RejectLedger
 from orchestrator.data.shards import RawSample, read_shard
+from orchestrator.errors import UserError
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.cluster import CPU_ENVIRONMENT, uses_gpu
 from orchestrator.train.elastic import OnTheirNodes
@@ -46,7 +47,7 @@ VOCABULARY_CAPTIONS = 2_000_000
 PATIENCE_S = 30.0
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(UserError, RuntimeError):
     """The run stopped and trying again would not help; the message says why."""
 
 
