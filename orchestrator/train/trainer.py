@@ -27,6 +27,7 @@ from orchestrator.data.shards import RawSample, read_shard
 from orchestrator.errors import UserError
 from orchestrator.model.tokenizer import Tokenizer
 from orchestrator.train.cluster import CPU_ENVIRONMENT, uses_gpu
+from orchestrator.train.data_actors import make_data_actors
 from orchestrator.train.elastic import OnTheirNodes
 from orchestrator.train.loop import Job, train_worker
 from orchestrator.train.model_card import model_card
@@ -82,6 +83,7 @@ def pretrain(
     if run.finished:
         print(f"run {config.run.name} is finished already: {run.path('final')}", flush=True)
         return run
+    make_data_actors()
     if config.train.init:
         config = dataclasses.replace(
             config, train=dataclasses.replace(config.train, init=storage.absolute(config.train.init))
@@ -228,7 +230,7 @@ def open_data(config: Config, run: RunDirectory) -> tuple[Manifest, Tokenizer]:
 def _build_manifest(config: Config) -> Manifest:
     """Inspect every shard on the cluster, a bounded number at a time, with progress."""
     uris = storage.expand(config.data.train)
-    inspect = ray.remote(num_cpus=0.5, label_selector=config.placement.data)(inspect_shard)
+    inspect = ray.remote(num_cpus=config.data.cpus_per_reader, label_selector=config.placement.data)(inspect_shard)
     shards: dict[str, Shard] = {}
     waiting = iter(uris)
     running = {inspect.remote(uri, config.data): uri for uri in itertools.islice(waiting, 256)}

@@ -31,6 +31,7 @@ from orchestrator.config import Config, ConfigError
 from orchestrator.data.manifest import Manifest
 from orchestrator.train.checkpoint import TrainState
 from orchestrator.train.cluster import TRIAL_CPUS
+from orchestrator.train.data_actors import make_data_actors
 from orchestrator.train.inherit import inherit
 from orchestrator.train.progress import ProgressDisplay
 from orchestrator.train.resolution import Resolutions
@@ -38,7 +39,6 @@ from orchestrator.train.run import RunDirectory
 from orchestrator.train.trainer import TrainingStopped, open_data, pretrain, total_steps
 from orchestrator.train.waiting import require_placement
 from orchestrator.tune import notices
-from orchestrator.tune.data_actors import make_data_actors
 from orchestrator.tune.population import check_rounds, round_end
 from orchestrator.tune.progress import StudyDisplay
 from orchestrator.tune.recipe import configured
