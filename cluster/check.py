@@ -20,7 +20,8 @@ from cluster.preflight.line import Line, guarded
 from cluster.preflight.ray_up import check_file
 from cluster.preflight.storage import check_shards, check_writable
 from orchestrator import cli
-from orchestrator.config import Config, ConfigError
+from orchestrator.config import Config
+from orchestrator.errors import UserError
 from orchestrator.storage import absolute
 
 TIMEOUT_S = 60.0
@@ -93,5 +94,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     sets = after_training.open_sets(config.evaluation)
     print(f"pretraining {config.run.name} {connect(config)}", flush=True)
     submission.note(recipe=cli.recipe_of(argv), run=RunDirectory(config).uri, commit=submission.commit())
-    # Only now, for it loads torch: a wrong option is told in a second, and Ray's first workers start meanwhile.
+    # Only now, for it loads torch: what is wrong with the options is told before, and Ray's first workers start beside.
     from orchestrator.train.trainer import pretrain
 
     run = pretrain(config)

@@ -13,6 +13,7 @@ import sys
 from jsonargparse import ArgumentParser
 
 from cluster.local.cluster import ClusterError, LocalCluster, Settings, find
+from orchestrator.errors import UserError
 
 
 def main(argv: list[str]) -> None:
@@ -62,5 +63,5 @@ def _say(cluster: LocalCluster) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except ClusterError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

@@ -25,6 +25,7 @@ from cluster.local.cluster import ClusterError, LocalCluster, Settings
 from cluster.local.processes import wait_until
 from cluster.local.timeline import Timeline, trainers
 from orchestrator import storage
+from orchestrator.errors import UserError
 from orchestrator.train import submission
 
 ROOT = Path(__file__).parents[2]
@@ -175,5 +176,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))
     try:
         main()
-    except ClusterError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
