@@ -54,10 +54,11 @@ def _trained_before(store: CheckpointStore, manifest: Manifest) -> tuple[int, Le
 
 def data_config(config: Config) -> ray.train.DataConfig:
     """How the data reach the training processes: each has a part of them, or, in a deterministic run, all."""
-    options = ray.train.DataConfig.default_ingest_options()
-    options.preserve_order = config.train.deterministic
-    # For all of a dataset's tasks, and for the nodes that Ray Data asks an autoscaler for.
-    options.label_selector = config.placement.data or None
+    options = ray.data.ExecutionOptions(
+        preserve_order=config.train.deterministic,
+        # For all of a dataset's tasks, and for the nodes that Ray Data asks an autoscaler for.
+        label_selector=config.placement.data or None,
+    )
     if config.train.deterministic:
         return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
     return _UnequalSplit(execution_options=options)
